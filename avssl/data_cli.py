@@ -1,0 +1,165 @@
+"""``avssl data``: index a folder, look into a corpus, verify that every file decodes, build the book's corpora."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from avssl.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from avssl_core.media import Source
+
+data_app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify corpora.")
+console = Console()
+
+Folder = Annotated[Path, typer.Argument(help="A folder of video files, or one that holds index.parquet.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")]
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.exists():
+        raise UsageError(f"{folder}: no such folder.")
+    return folder.parent if folder.name == "index.parquet" else folder
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """What the data room says about a folder is the caller's to mend; it needs no traceback."""
+    from avssl_core.data import CorpusError
+
+    try:
+        yield
+    except (CorpusError, NotADirectoryError) as error:
+        raise UsageError(str(error)) from error
+
+
+@data_app.command()
+def index(folder: Folder, workers: Workers = None) -> None:
+    """Probe every file of a folder and write its index; says what was refused, and why."""
+    folder = _existing(folder)
+    from avssl_core.data import index_folder, refusal_report
+
+    with _named_errors():
+        corpus, refused = index_folder(folder, workers=workers, progress=True)
+    console.print(f"{len(corpus)} clips indexed")
+    if len(refused):
+        console.print(refusal_report(refused, shown=20), markup=False, highlight=False, soft_wrap=True)
+
+
+@data_app.command()
+def inspect(folder: Folder) -> None:
+    """Clips, hours, sizes, codecs, splits and labels of a corpus."""
+    folder = _existing(folder)
+    from avssl_core.data import open_corpus
+
+    with _named_errors():
+        corpus = open_corpus(folder)
+    table = Table("what", "value", header_style="bold")
+    for what, value in summary(corpus.index).items():
+        table.add_row(what, escape(value))
+    if corpus.timed is not None:
+        kinds = corpus.timed["kind"].value_counts()
+        table.add_row("timed labels", escape(", ".join(f"{kind} ({n})" for kind, n in kinds.items())))
+    console.print(table)
+
+
+def summary(clips: pd.DataFrame) -> dict[str, str]:
+    """A corpus in a few lines: counts, durations, and how often each size, rate and codec occurs."""
+    seconds = clips["duration_s"]
+    rows = {"clips": str(len(clips))}
+    if len(clips):
+        rows["hours"] = f"{seconds.sum() / 3600:.2f}"
+        rows["seconds a clip"] = f"{seconds.min():.2f} to {seconds.max():.2f}, median {seconds.median():.2f}"
+        rows["size"] = _counts(_whole(clips["width"]) + "×" + _whole(clips["height"]))
+    for column in ("fps", "video_codec", "audio_codec", "sample_rate", "split"):
+        if column in clips:
+            rows[column] = _counts(clips[column])
+    for column in (name for name in clips.columns if name.startswith("label_")):
+        rows[column] = f"{clips[column].nunique()} values"
+    if "group" in clips:
+        rows["groups"] = str(clips["group"].nunique())
+    return rows
+
+
+def _whole(numbers: pd.Series) -> pd.Series:
+    """Pixels as text (a column with gaps holds floats)."""
+    return numbers.astype("Int64").astype(str)
+
+
+def _counts(values: pd.Series, most: int = 4) -> str:
+    counts = values.astype(object).where(values.notna(), "none").value_counts()
+    shown = ", ".join(f"{value} ({n})" for value, n in counts.head(most).items())
+    return shown + (f", {len(counts) - most} more" if len(counts) > most else "")
+
+
+@data_app.command()
+def verify(
+    folder: Folder,
+    quarantine: Annotated[Path | None, typer.Option(help="Where to write the list of bad clips (CSV).")] = None,
+) -> None:
+    """Decode every clip from beginning to end; lists the ones that fail. Exit code 1 if any does."""
+    folder = _existing(folder)
+    import pandas as pd
+    from tqdm import tqdm
+
+    from avssl_core.data import open_corpus, refusal_report
+
+    with _named_errors():
+        corpus = open_corpus(folder)
+    reasons = [undecodable(corpus.source(row)) for row in tqdm(range(len(corpus)), desc="verify", unit="clip")]
+    rows = [(uri, reason) for uri, reason in zip(corpus.index["uri"], reasons, strict=True) if reason is not None]
+    bad = pd.DataFrame(rows, columns=["uri", "reason"])
+    console.print(f"{len(corpus) - len(bad)} of {len(corpus)} clips decode")
+    if quarantine is not None:
+        bad.to_csv(quarantine, index=False)
+    if len(bad):
+        console.print(refusal_report(bad, shown=20), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def undecodable(source: Source) -> str | None:
+    """Why a clip does not decode from beginning to end, pictures and sound; None when it does."""
+    from avssl_core.media import MediaError, probe, read_all
+
+    try:
+        info = probe(source, verify=True)
+        fps = info.video.fps if info.video else None
+        read_all(source, fps=fps, size=(32, 32), sample_rate=16000 if info.audio else None)
+    except (MediaError, OSError) as error:
+        return str(error)
+    return None
+
+
+@data_app.command()
+def playground(
+    recipe: Annotated[str, typer.Argument(help="actions, web, boxes.")],
+    clips: Annotated[int, typer.Option(min=1)] = 100,
+    seed: Annotated[int, typer.Option()] = 0,
+    parameter: Annotated[list[str] | None, typer.Option("-p", "--parameter", help="name=value of the recipe.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of corpora; the cache by default.")] = None,
+    workers: Workers = None,
+) -> None:
+    """Write clips of the procedural world as real video files, with their ground truth."""
+    import yaml
+
+    from data_prep.playground import build_playground
+
+    pairs = [pair.partition("=") for pair in parameter or []]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise UsageError(f"-p takes name=value, got {wrong[0]!r}.")
+    params = {name: yaml.safe_load(text) for name, _, text in pairs}
+    try:
+        path = build_playground(recipe, clips=clips, seed=seed, root=out, workers=workers, progress=True, **params)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    console.print(f"{clips} clips: {path}", soft_wrap=True, highlight=False, markup=False)

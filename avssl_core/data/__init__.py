@@ -1,0 +1,42 @@
+"""Corpora on disk, windows of their clips, and the order they come in: everything a pure function of (seed, epoch,
+index)."""
+
+from __future__ import annotations
+
+from avssl_core.data.cache import DecodedCache
+from avssl_core.data.corpus import Corpus
+from avssl_core.data.dataset import Item, TimedDataset, UniformDataset, WindowDataset, collate
+from avssl_core.data.errors import ClipError, CorpusError, NoUsableClipsError, TooManyBadClipsError
+from avssl_core.data.indexing import index_folder, open_corpus, refusal_report
+from avssl_core.data.loader import BadClips, Loader, make_loader
+from avssl_core.data.locations import cache_home
+from avssl_core.data.order import GroupedBatchSampler, InOrder, Order, SeededOrder
+from avssl_core.data.windows import WindowSpec, draw_starts, uniform_starts
+
+__all__ = [
+    "BadClips",
+    "ClipError",
+    "Corpus",
+    "CorpusError",
+    "DecodedCache",
+    "GroupedBatchSampler",
+    "InOrder",
+    "Item",
+    "Loader",
+    "NoUsableClipsError",
+    "Order",
+    "SeededOrder",
+    "TimedDataset",
+    "TooManyBadClipsError",
+    "UniformDataset",
+    "WindowDataset",
+    "WindowSpec",
+    "cache_home",
+    "collate",
+    "draw_starts",
+    "index_folder",
+    "make_loader",
+    "open_corpus",
+    "refusal_report",
+    "uniform_starts",
+]

@@ -1,0 +1,39 @@
+"""Figures that several chapters draw, in one style: labelled axes with units, readable without colour."""
+
+from avssl_core.figures.clips import contact_sheet, filmstrip, sight_and_sound, spectrogram, waveform
+from avssl_core.figures.relations import pull_push, relation_matrices, roles_of, sampling_tree
+from avssl_core.figures.seeds import (
+    arms_over_seeds,
+    claims_plot,
+    embedding_scatter,
+    learning_curves,
+    paper_and_ours,
+    sensitivity_histogram,
+    variance_plot,
+)
+from avssl_core.figures.style import COLOURS, bar_style, figure_of, line_style, reference_line, use_style
+
+__all__ = [
+    "COLOURS",
+    "arms_over_seeds",
+    "bar_style",
+    "claims_plot",
+    "contact_sheet",
+    "embedding_scatter",
+    "figure_of",
+    "filmstrip",
+    "learning_curves",
+    "line_style",
+    "paper_and_ours",
+    "pull_push",
+    "reference_line",
+    "relation_matrices",
+    "roles_of",
+    "sampling_tree",
+    "sensitivity_histogram",
+    "sight_and_sound",
+    "spectrogram",
+    "use_style",
+    "variance_plot",
+    "waveform",
+]

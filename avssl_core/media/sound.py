@@ -1,0 +1,224 @@
+"""Samples at asked times: mono, properly resampled, on the picture's clock.
+
+Two things are commonly skipped. A transform codec's first block after a seek is not the recorded sound (its overlap is
+missing), so decoding starts a little earlier than the window; and AAC starts with a block of priming that the
+container's edit list cuts, so sample positions must come from time stamps, never from counting decoded blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from avssl_core.media.errors import DecodeError, NoAudioError, WindowError
+from avssl_core.media.tracks import RETREATS, Track, stamp
+
+Samples: TypeAlias = npt.NDArray[np.float32]
+
+# Decoded before the window and thrown away. Opus asks for 80 ms (RFC 7845, 4.6), MP3 for its bit reservoir of up to
+# nine frames, the rest for one block of overlap.
+_PREROLL_S = {"mp3": 0.3, "mp3float": 0.3}
+_DEFAULT_PREROLL_S = 0.1
+# Resampling needs neighbours on both sides of the window: this many samples at the lower of the two rates.
+_FILTER_REACH = 40
+# Matroska rounds times to milliseconds; blocks that meet within this are one continuous sound.
+_JITTER_S = 0.005
+
+
+@dataclass
+class Sound:
+    """A stretch of mono sound at its own rate.
+
+    Attributes:
+        samples: shape ``(L,)``.
+        rate: samples a second.
+        start_s: time of the first sample on the container's clock.
+        ended: the track holds nothing later.
+        damaged: it ended at a packet that the file holds only in part.
+    """
+
+    samples: Samples
+    rate: int
+    start_s: float
+    ended: bool
+    damaged: bool
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + len(self.samples) / self.rate
+
+    def at(self, start_s: float, *, num_samples: int, sample_rate: int) -> Samples:
+        """Cut and resample; silence where the stretch has nothing."""
+        reach = _FILTER_REACH / min(sample_rate, self.rate)
+        first = max(0, math.floor((start_s - reach - self.start_s) * self.rate))
+        last = math.ceil((start_s + num_samples / sample_rate + reach - self.start_s) * self.rate)
+        if sample_rate != self.rate:
+            first = _aligned(first, (start_s - self.start_s) * sample_rate, sample_rate / self.rate)
+        near = self.samples[first : max(first, last)]
+        if sample_rate != self.rate and len(near):
+            near = resample(near, self.rate, sample_rate)
+        skip = round((start_s - self.start_s - first / self.rate) * sample_rate)
+        out = np.zeros(num_samples, np.float32)
+        inside = near[max(0, skip) : max(0, skip + num_samples)]
+        out[max(0, -skip) : max(0, -skip) + len(inside)] = inside
+        return np.clip(out, -1.0, 1.0, out=out)
+
+
+class SoundTrack(Track):
+    """Random access to the samples of one stream."""
+
+    def window(self, start_s: float, *, num_samples: int, sample_rate: int, tolerance_s: float) -> Samples:
+        """Samples from a time on the container's clock.
+
+        Gaps between packets are silence, as in every player; so is up to ``tolerance_s`` beyond an end of the track.
+
+        Returns:
+            float32 of shape ``(num_samples,)`` in [−1, 1].
+
+        Raises:
+            WindowError: more than the tolerance lies outside the track.
+            NoAudioError: the track has no samples at all.
+            DecodeError: samples that are needed are damaged or missing.
+        """
+        end_s = start_s + num_samples / sample_rate
+        reach = _FILTER_REACH / min(sample_rate, self.stream.codec_context.sample_rate or sample_rate)
+        sound = self._between(start_s - reach, end_s + reach)
+        self._require_inside(start_s, end_s, sound, tolerance_s)
+        return sound.at(start_s, num_samples=num_samples, sample_rate=sample_rate)
+
+    def whole(self, start_s: float, *, sample_rate: int, until_s: float) -> Samples:
+        """Samples from a time to the end of the track or ``until_s``; silent until the track begins."""
+        sound = self._between(-math.inf, until_s)
+        if sound.damaged and sound.end_s < until_s:
+            reason = f"the sound is cut off at {sound.end_s:.3f} s; copy the file again, or ask for less than that"
+            raise DecodeError(self.name, reason)
+        end_s = sound.end_s
+        if self.header_end_s is not None and 0 < end_s - self.header_end_s < self._preroll_s:
+            end_s = self.header_end_s  # the rest of the last block is the encoder's padding
+        count = round((min(end_s, until_s) - start_s) * sample_rate)
+        return sound.at(start_s, num_samples=max(0, count), sample_rate=sample_rate)
+
+    @property
+    def _preroll_s(self) -> float:
+        context = self.stream.codec_context
+        blocks = 2 * context.frame_size / context.sample_rate if context.sample_rate else 0.0
+        return max(blocks, _PREROLL_S.get(context.name, _DEFAULT_PREROLL_S))
+
+    def _between(self, first_s: float, last_s: float) -> Sound:
+        """At least the samples from one time to another, as far as the track has them."""
+        for retreat in RETREATS:
+            sound = self._from(first_s - self._preroll_s - retreat, first_s, last_s)
+            if sound is not None:
+                return sound
+        raise NoAudioError(
+            self.name, "has a sound track without a single sample; leave it out or ask for pictures only"
+        )
+
+    def _from(self, seek_s: float, first_s: float, last_s: float) -> Sound | None:
+        """The same, decoding from a given time; ``None`` if the demuxer landed too late or nothing came out."""
+        from_start = self.seek(seek_s)
+        blocks: list[tuple[float, Samples]] = []
+        rate, ended, damaged = 0, True, False
+        for packet in self.packets():
+            if packet.is_corrupt:
+                damaged = True
+                break
+            at = stamp(packet)
+            if not blocks and not from_start and at is not None and at * self.tick_s > first_s:
+                return None
+            for frame in self._frames(packet, first_s):
+                rate = frame.sample_rate
+                blocks.append((self._place(frame, blocks, rate), mono(frame)))
+            if blocks and blocks[-1][0] + len(blocks[-1][1]) / rate >= last_s:
+                ended = False
+                break
+        if not blocks or (not from_start and blocks[0][0] > first_s):
+            return None
+        start = max(0, next((i for i, (at, x) in enumerate(blocks) if at + len(x) / rate > first_s), len(blocks) - 1))
+        return Sound(_joined(blocks[start:], rate), rate, blocks[start][0], ended, damaged)
+
+    def _frames(self, packet: Any, first_s: float) -> Iterator[av.AudioFrame]:
+        """Frames of a packet; in the preroll a decoder may lack what it refers to, and fail."""
+        if not packet.size and (packet.pts is not None or packet.dts is not None):
+            return
+        try:
+            yield from self.decode(packet)
+        except DecodeError:
+            at = stamp(packet)
+            if at is None or (at + (packet.duration or 0)) * self.tick_s > first_s:
+                raise
+
+    def _place(self, frame: av.AudioFrame, blocks: list[tuple[float, Samples]], rate: int) -> float:
+        """Time of a block: right behind the one before it unless its stamp clearly disagrees."""
+        at = stamp(frame)
+        expected = blocks[-1][0] + len(blocks[-1][1]) / rate if blocks else None
+        if at is None:
+            return self.start_s if expected is None else expected
+        stamped = at * float(frame.time_base or self.tick_s)
+        close = expected is not None and abs(stamped - expected) <= _JITTER_S
+        return expected if close and expected is not None else stamped
+
+    def _require_inside(self, start_s: float, end_s: float, sound: Sound, tolerance_s: float) -> None:
+        early, late = sound.start_s - start_s > tolerance_s, sound.ended and end_s - sound.end_s > tolerance_s
+        if not early and not late:
+            return
+        if late and sound.damaged:
+            reason = (
+                f"the sound is cut off at {sound.end_s:.3f} s; asked for {start_s:.3f}–{end_s:.3f} s: copy it again"
+            )
+            raise DecodeError(self.name, reason)
+        has = f"begins at {sound.start_s:.3f} s" if early else f"ends at {sound.end_s:.3f} s"
+        raise WindowError(self.name, f"sound was asked from {start_s:.3f} to {end_s:.3f} s, but it {has}; ask for less")
+
+
+def mono(frame: av.AudioFrame) -> Samples:
+    """Mean over the channels, in [−1, 1] for integer formats; the mean cannot clip, whatever the layout."""
+    data = frame.to_ndarray()  # (C, L) planar, (1, L·C) interleaved
+    if not frame.format.is_planar:
+        data = data.reshape(-1, frame.layout.nb_channels).T  # (C, L)
+    if data.dtype.kind == "u":
+        data = (data.astype(np.float32) - 128.0) / 128.0
+    elif data.dtype.kind == "i":
+        data = data.astype(np.float32) / float(1 << (8 * data.dtype.itemsize - 1))
+    if len(data) == 1:
+        return np.asarray(data[0], dtype=np.float32)
+    return np.asarray(data.mean(axis=0, dtype=np.float32))
+
+
+def resample(samples: Samples, rate: int, new_rate: int) -> Samples:
+    """Band-limited resampling (libswresample) of one mono signal; output ``k`` is at time ``k / new_rate``."""
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
+    frame.sample_rate, frame.pts = rate, 0
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=new_rate)
+    parts = [part.to_ndarray()[0] for part in [*resampler.resample(frame), *resampler.resample(None)]]
+    return np.concatenate(parts)
+
+
+def _aligned(first: int, asked: float, ratio: float) -> int:
+    """The sample at or shortly before ``first`` from which resampling hits the asked position ``asked`` best.
+
+    Output samples lie on a grid that begins at the first input sample, so beginning elsewhere shifts the grid by a
+    fraction of a sample. The grids repeat after at most 640 inputs for the rates in use (44.1 kHz to 48 kHz: 147).
+    """
+    starts = np.arange(max(0, first - 640), first + 1)
+    offset = asked - starts * ratio
+    miss = np.abs(offset - np.round(offset))
+    return int(starts[np.flatnonzero(miss <= miss.min() + 1e-6)[-1]])
+
+
+def _joined(blocks: list[tuple[float, Samples]], rate: int) -> Samples:
+    """One array from blocks at their times; silence between blocks that do not meet."""
+    starts = [round((at - blocks[0][0]) * rate) for at, _ in blocks]
+    ends = [start + len(block) for start, (_, block) in zip(starts, blocks, strict=True)]
+    if starts[1:] == ends[:-1]:
+        return np.concatenate([block for _, block in blocks])
+    out = np.zeros(max(ends), np.float32)
+    for start, (_, block) in zip(starts, blocks, strict=True):
+        out[max(0, start) : max(0, start) + len(block)] = block[: len(out) - max(0, start)]
+    return out

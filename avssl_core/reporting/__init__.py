@@ -1,0 +1,64 @@
+"""Claims, verdicts, the ledger and cost lines: what reproduced, what did not, and what cannot be told."""
+
+from avssl_core.reporting.claims import Claim, ClaimsError, ClaimSheet, Control, Side, load_claim_sheet, load_claims
+from avssl_core.reporting.codehash import CodeHash, code_hash
+from avssl_core.reporting.cost import Cost, Projection, duration, project
+from avssl_core.reporting.definitions import load_definitions
+from avssl_core.reporting.environment import commit, hardware, versions
+from avssl_core.reporting.judging import MissingMetricError, judge, needed_cells, select_claims
+from avssl_core.reporting.ledger import (
+    CellRecord,
+    ClaimResult,
+    ControlResult,
+    Ledger,
+    LedgerError,
+    ledger_path,
+    read_ledgers,
+)
+from avssl_core.reporting.parameters import build_config, chapter_dir, notebook_parameters, read_budget
+from avssl_core.reporting.tables import arms_table, cells_frame, claims_table, to_markdown, to_rich
+from avssl_core.reporting.verdicts import Verdict, control_outcome, t_interval, verdict
+
+__all__ = [
+    "CellRecord",
+    "Claim",
+    "ClaimResult",
+    "ClaimSheet",
+    "ClaimsError",
+    "CodeHash",
+    "Control",
+    "ControlResult",
+    "Cost",
+    "Ledger",
+    "LedgerError",
+    "MissingMetricError",
+    "Projection",
+    "Side",
+    "Verdict",
+    "arms_table",
+    "build_config",
+    "cells_frame",
+    "chapter_dir",
+    "claims_table",
+    "code_hash",
+    "commit",
+    "control_outcome",
+    "duration",
+    "hardware",
+    "judge",
+    "ledger_path",
+    "load_claim_sheet",
+    "load_claims",
+    "load_definitions",
+    "needed_cells",
+    "notebook_parameters",
+    "project",
+    "read_budget",
+    "read_ledgers",
+    "select_claims",
+    "t_interval",
+    "to_markdown",
+    "to_rich",
+    "verdict",
+    "versions",
+]

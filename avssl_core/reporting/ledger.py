@@ -1,0 +1,206 @@
+"""The ledger: one JSON file a chapter, budget and device, holding what was claimed, what came out, and every cell
+behind it.
+
+``results/<chapter>/<budget>-<device>.json`` is written by ``avssl record`` alone, atomically, and committed. Devices
+never mix: each has a file of its own. Playground and real corpora share the file and are told apart by ``corpus``
+(:meth:`Ledger.of_corpus`). Intervals that are not known yet (fewer than two seeds) are ``null`` in JSON and infinite
+here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+Metrics = Mapping[str, float | list[Any]]
+
+
+class LedgerError(ValueError):
+    """A file that should be a ledger or a cell is not; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """One cell = (arm, seed): its figures, and the hashes of the configuration and code that made them."""
+
+    arm: str
+    seed: int
+    config_hash: str
+    code_hash: str
+    metrics: Metrics
+    wall_s: float
+    device: str  # "cpu" or "cuda"
+    corpus: str = "playground"
+    hardware: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ControlResult:
+    """A claim's control as measured: ``outcome`` says whether ``expectation`` was met."""
+
+    statement: str
+    expectation: str
+    effect: float
+    ci: tuple[float, float]
+    n_seeds: int
+    outcome: str
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """A claim as judged: ``effect`` is the mean paired difference, positive in the paper's favour."""
+
+    id: str
+    statement: str
+    paper: Mapping[str, str]
+    metric: str
+    effect: float
+    ci: tuple[float, float]
+    n_seeds: int
+    verdict: str
+    control: ControlResult | None
+    corpus: str
+    extended: bool
+    better: str
+    worse: str
+    minimum_effect: float
+    differences: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Everything recorded for one chapter at one budget on one kind of device."""
+
+    chapter: str
+    budget: str
+    device: str
+    commit: str | None
+    versions: Mapping[str, str]
+    config: Mapping[str, Any]
+    claims_sha256: str
+    seeds: tuple[int, ...]
+    wall_s: float
+    claims: tuple[ClaimResult, ...]
+    cells: tuple[CellRecord, ...]
+
+    def claim(self, claim_id: str) -> ClaimResult:
+        """The result of one claim.
+
+        Raises:
+            KeyError: it has none in this ledger.
+        """
+        for claim in self.claims:
+            if claim.id == claim_id:
+                return claim
+        raise KeyError(f"no claim {claim_id!r} in this ledger; it has {', '.join(c.id for c in self.claims) or 'none'}")
+
+    def of_corpus(self, corpus: str) -> Ledger:
+        """The claims and cells of one corpus only: a playground verdict never stands for a real one."""
+        claims = tuple(claim for claim in self.claims if claim.corpus == corpus)
+        cells = tuple(cell for cell in self.cells if cell.corpus == corpus)
+        return replace(self, claims=claims, cells=cells, wall_s=math.fsum(cell.wall_s for cell in cells))
+
+    def values(self, arm: str, metric: str) -> dict[int, float]:
+        """A scalar metric of an arm by seed; empty when nothing was recorded."""
+        found: dict[int, float] = {}
+        for cell in self.cells:
+            value = cell.metrics.get(metric)
+            if cell.arm == arm and isinstance(value, int | float):
+                found[cell.seed] = float(value)
+        return found
+
+    def write(self, path: str | Path) -> None:
+        """Write atomically: readers see the old file or the whole new one."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Ledger:
+        """Read a ledger back.
+
+        Raises:
+            FileNotFoundError: nothing was recorded there yet.
+            LedgerError: the file is not a ledger.
+        """
+        data = read_json(path)
+        try:
+            claims = tuple(_claim(entry) for entry in data.pop("claims"))
+            cells = tuple(CellRecord(**entry) for entry in data.pop("cells"))
+            return cls(**{**data, "seeds": tuple(data["seeds"])}, claims=claims, cells=cells)
+        except (KeyError, TypeError) as error:
+            raise LedgerError(f"{path} is not a ledger of this version ({error}); record the chapter again") from error
+
+
+def ledger_path(root: str | Path, chapter: str, budget: str, device: str) -> Path:
+    """``results/<chapter>/<budget>-<device>.json`` under the book's root; ``cuda:1`` counts as ``cuda``."""
+    return Path(root) / "results" / chapter / f"{budget}-{device.split(':')[0]}.json"
+
+
+def read_ledgers(root: str | Path, chapter: str) -> list[Ledger]:
+    """Every ledger of a chapter, in the order of their file names; empty when nothing was recorded."""
+    return [Ledger.read(path) for path in sorted((Path(root) / "results" / chapter).glob("*.json"))]
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Write JSON atomically (temporary file, flush, rename), creating folders. Non-finite numbers become ``null``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp gives 0600, which others could not read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        LedgerError: not JSON, or not an object.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LedgerError(f"{path} is not valid JSON ({error}); delete it and record again") from error
+    if not isinstance(data, dict):
+        raise LedgerError(f"{path} holds a {type(data).__name__}, expected an object; delete it and record again")
+    return data
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
+
+
+def _claim(entry: Mapping[str, Any]) -> ClaimResult:
+    control = entry["control"]
+    if control is not None:
+        control = ControlResult(**{**control, **_interval(control)})
+    return ClaimResult(**{**entry, **_interval(entry), "control": control, "differences": tuple(entry["differences"])})
+
+
+def _interval(entry: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = entry["ci"]
+    return {
+        "effect": math.nan if entry["effect"] is None else entry["effect"],
+        "ci": (-math.inf if low is None else low, math.inf if high is None else high),
+    }

@@ -1,0 +1,151 @@
+"""The claims table and the arms table: what a chapter ends with, from the ledger and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+from avssl_core.reporting.ledger import ControlResult, Ledger
+from avssl_core.reporting.verdicts import NOT_REPRODUCED, REPRODUCED, t_interval
+
+CLAIM_COLUMNS = (
+    "claim",
+    "corpus",
+    "budget",
+    "statement",
+    "paper",
+    "metric",
+    "ordering",
+    "effect",
+    "95 % interval",
+    "seeds",
+    "verdict",
+    "control",
+)
+_STYLES = {REPRODUCED: "green", NOT_REPRODUCED: "red"}
+
+
+def claims_table(
+    ledgers: Ledger | Iterable[Ledger], *, corpus: str | None = None, extended: bool = True
+) -> pd.DataFrame:
+    """One row a claim, numbers as text with their sign, ready to be shown.
+
+    Args:
+        ledgers: one, or several (budgets, devices) below one another; their verdicts are never merged.
+        corpus: only claims about this one.
+        extended: keep claims marked so.
+
+    Returns:
+        A frame with ``CLAIM_COLUMNS``, playground before real corpora.
+    """
+    every = [ledgers] if isinstance(ledgers, Ledger) else list(ledgers)
+    rows = [
+        {
+            "claim": claim.id + (" (extended)" if claim.extended else ""),
+            "corpus": claim.corpus,
+            "budget": f"{ledger.budget}-{ledger.device}",
+            "statement": claim.statement,
+            "paper": f"{claim.paper['figure']} ({claim.paper['source']})",
+            "metric": claim.metric,
+            "ordering": f"{claim.better} > {claim.worse}",
+            "effect": _signed(claim.effect),
+            "95 % interval": interval_text(claim.ci),
+            "seeds": claim.n_seeds,
+            "verdict": claim.verdict,
+            "control": _control_text(claim.control),
+        }
+        for ledger in every
+        for claim in ledger.claims
+        if (corpus is None or claim.corpus == corpus) and (extended or not claim.extended)
+    ]
+    frame = pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
+    return frame.sort_values("corpus", key=lambda c: c != "playground", kind="stable").reset_index(drop=True)
+
+
+def arms_table(ledger: Ledger, metrics: Sequence[str] | None = None, *, confidence: float = 0.95) -> pd.DataFrame:
+    """Mean and t interval over seeds of each arm and metric, in long form.
+
+    Args:
+        ledger: what was recorded.
+        metrics: which scalar metrics; all of them by default.
+        confidence: of the intervals.
+
+    Returns:
+        Columns ``corpus, arm, metric, mean, low, high, seeds``; ``low`` and ``high`` are infinite with one seed.
+    """
+    names = list(metrics) if metrics is not None else _scalar_metrics(ledger)
+    arms = dict.fromkeys((cell.corpus, cell.arm) for cell in ledger.cells)
+    rows = []
+    for corpus, arm in arms:
+        for name in names:
+            values = list(ledger.values(arm, name).values())
+            if values:
+                rows.append((corpus, arm, name, *t_interval(values, confidence=confidence), len(values)))
+    return pd.DataFrame(rows, columns=["corpus", "arm", "metric", "mean", "low", "high", "seeds"])
+
+
+def cells_frame(ledger: Ledger) -> pd.DataFrame:
+    """One row a cell and scalar metric (``corpus, arm, seed, metric, value``): what the pictures over seeds take."""
+    rows = [
+        (cell.corpus, cell.arm, cell.seed, name, float(value))
+        for cell in ledger.cells
+        for name, value in cell.metrics.items()
+        if isinstance(value, int | float)
+    ]
+    return pd.DataFrame(rows, columns=["corpus", "arm", "seed", "metric", "value"])
+
+
+def to_markdown(frame: pd.DataFrame, *, digits: int = 3) -> str:
+    """A frame as a Markdown table; text is escaped, so that names cannot break out of their cell."""
+    lines = [[str(name) for name in frame.columns]]
+    lines += [[_text(value, digits) for value in row] for row in frame.itertuples(index=False)]
+    escaped = [[_plain(text) for text in line] for line in lines]
+    rule = ["---:" if pd.api.types.is_numeric_dtype(frame[name]) else "---" for name in frame.columns]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [escaped[0], rule, *escaped[1:]])
+
+
+def to_rich(frame: pd.DataFrame, *, title: str | None = None, digits: int = 3) -> Table:
+    """A frame as a table for the terminal; verdicts are coloured as well as written."""
+    table = Table(title=title, show_lines=False)
+    for name in frame.columns:
+        table.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left")
+    for row in frame.itertuples(index=False):
+        texts = [_text(value, digits) for value in row]
+        table.add_row(*(f"[{_STYLES[t]}]{t}[/]" if t in _STYLES else escape(t) for t in texts))
+    return table
+
+
+def interval_text(ci: tuple[float, float]) -> str:
+    """``[+0.010, +0.052]``, or an en dash where two seeds are still missing."""
+    return f"[{_signed(ci[0])}, {_signed(ci[1])}]" if all(math.isfinite(end) for end in ci) else "–"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def _control_text(control: ControlResult | None) -> str:
+    if control is None:
+        return "–"
+    return f"{control.outcome}: {_signed(control.effect)} {interval_text(control.ci)} ({control.statement})"
+
+
+def _scalar_metrics(ledger: Ledger) -> list[str]:
+    scalars = (name for cell in ledger.cells for name, value in cell.metrics.items() if isinstance(value, int | float))
+    return list(dict.fromkeys(scalars))
+
+
+def _text(value: object, digits: int) -> str:
+    if isinstance(value, float):
+        return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+    return str(value)
+
+
+def _plain(text: str) -> str:
+    for old, new in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\n", " ")):
+        text = text.replace(old, new)
+    return text

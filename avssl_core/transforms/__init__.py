@@ -1,0 +1,25 @@
+"""What is done to a clip before a network sees it: batched, on the device of the input, constant over the frames of a
+clip."""
+
+from __future__ import annotations
+
+from avssl_core.transforms.audio import LogMelSpectrogram, SpecAugment, VolumeJitter
+from avssl_core.transforms.randomness import generator_for, mix
+from avssl_core.transforms.temporal import TimeReversal, TimeShift, modality_split, time_reverse
+from avssl_core.transforms.video import ClipAugment, ClipEval, GaussianBlur, to_float
+
+__all__ = [
+    "ClipAugment",
+    "ClipEval",
+    "GaussianBlur",
+    "LogMelSpectrogram",
+    "SpecAugment",
+    "TimeReversal",
+    "TimeShift",
+    "VolumeJitter",
+    "generator_for",
+    "mix",
+    "modality_split",
+    "time_reverse",
+    "to_float",
+]

@@ -1,0 +1,92 @@
+"""Every chapter that runs: its committed notebook is fresh, and passes nbval at ``smoke`` within the budget's time."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from toy_book import write_book
+
+from avssl.manifest import Chapter, load_manifest
+from avssl.notebooks import clean, execute_chapter, read_script, source_hash, stale_reasons, write_notebook
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE_S = 75.0  # for two cores of their own
+LIMIT_S = 4 * SMOKE_S  # the rest of the suite runs beside it
+RUNNING = [chapter for chapter in load_manifest(ROOT / "book.yml").chapters if chapter.runs]
+chapters = pytest.mark.parametrize("chapter", RUNNING, ids=lambda chapter: chapter.name)
+
+
+def nbval(notebook: Path, *, cwd: Path, timeout_s: float = LIMIT_S) -> subprocess.CompletedProcess[str]:
+    """``pytest --nbval-lax`` as a reader would run it, at ``smoke``, apart from this project's pytest settings."""
+    options = ["--nbval-lax", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov", "--rootdir", str(cwd)]
+    options += ["-c", os.devnull, "--nbval-cell-timeout", "300", "--nbval-kernel-name", "python3"]
+    inherited = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "COV_", "AVSSL_RUN"))
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(notebook)],
+        cwd=cwd,
+        env=inherited | {"AVSSL_BUDGET": "smoke"},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+
+
+@chapters
+def test_the_committed_notebook_is_that_of_the_script(chapter: Chapter) -> None:
+    assert stale_reasons(chapter) == []
+
+
+@chapters
+def test_a_cell_checks_its_output(chapter: Chapter) -> None:
+    """nbval compares nothing unless a cell is tagged for it, and compares with nothing unless it has an output."""
+    if not chapter.notebook.is_file():
+        pytest.fail(stale_reasons(chapter)[0])
+    cells = nbformat.read(chapter.notebook, as_version=4).cells
+    checked = [cell for cell in cells if "nbval-check-output" in cell.metadata.get("tags", [])]
+    assert checked
+    assert all(cell.outputs for cell in checked)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT_S + 60)
+@chapters
+def test_nbval_at_smoke(chapter: Chapter) -> None:
+    """On the committed notebook, in the chapter's folder."""
+    if not chapter.notebook.is_file():
+        pytest.fail(stale_reasons(chapter)[0])
+    started, children = time.perf_counter(), os.times().children_user
+    ran = nbval(chapter.notebook, cwd=chapter.folder)
+    wall_s, cpu_s = time.perf_counter() - started, os.times().children_user - children
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
+    assert re.search(r"\d+ passed", ran.stdout)
+    print(f"{chapter.name}: {wall_s:.0f} s, {cpu_s:.0f} s of processor time")
+    # Two cores of their own have twice this much processor time in 75 s; wall time here is shared with other tests.
+    assert cpu_s < 2 * SMOKE_S
+
+
+def test_nbval_here_sees_changed_outputs_and_errors(tmp_path: Path) -> None:
+    """The check above can fail: an output that has changed, and a cell that raises, are both seen."""
+    cells = '\n# %% tags=["nbval-check-output"]\nprint("seven")\n'
+    toy = load_manifest(write_book(tmp_path, cells)).chapter("toy")
+    write_notebook(toy, execute_chapter(toy))
+    assert nbval(toy.notebook, cwd=toy.folder).returncode == 0  # the untagged cell prints another budget: not compared
+    notebook = nbformat.read(toy.notebook, as_version=4)
+    notebook.cells[-1].outputs[0].text = "eight\n"
+    write_notebook(toy, notebook)
+    seen = nbval(toy.notebook, cwd=toy.folder)
+    assert seen.returncode == 1
+    assert "eight" in seen.stdout
+    shutil.copy(toy.script, tmp_path / "good.py")
+    toy.script.write_text(toy.script.read_text() + '\n# %%\nraise ValueError("stop here")\n')
+    write_notebook(toy, clean(read_script(toy.script), source=source_hash(toy)))
+    assert "stop here" in nbval(toy.notebook, cwd=toy.folder).stdout

@@ -1,0 +1,266 @@
+"""``avssl run``: what it checks before starting, what it passes to the notebook, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from toy_book import HEAD, write_book
+
+from avssl.errors import UsageError
+from avssl.manifest import find_book, load_manifest
+from avssl.notebooks import read_script
+from avssl.parameters import Parameter, declared, read_budget, read_overrides
+from avssl.run import ChapterFailed, execute, plan_run, read_claims
+
+
+def avssl(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line as a person runs it."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("AVSSL_")}
+    return subprocess.run(
+        [sys.executable, "-m", "avssl", *map(str, arguments)],
+        cwd=cwd,
+        env=inherited | {"COLUMNS": "160"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_run_ends_with_its_claims_and_paths(tmp_path: Path) -> None:
+    write_book(tmp_path)
+    ran = avssl("run", "toy", "--budget", "smoke", "-p", "rate=0.25", "--out", "a {run}", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    out = tmp_path / "a {run}"
+    assert "budget=smoke steps=4 total=1.5" in ran.stdout  # the budget's steps, the command line's rate
+    assert "adds-up" in ran.stdout
+    assert "numbers add up [really]" in ran.stdout  # file contents are text, not markup
+    assert "reproduced" in ran.stdout
+    assert str(out / "toy.ipynb") in ran.stdout
+    assert str(out / "toy.html") in ran.stdout
+    assert "total=1.5" in (out / "toy.html").read_text()
+    assert "total=1.5" in (out / "toy.log").read_text()
+    assert json.loads((out / "parameters.json").read_text())["parameters"] == {"steps": 4, "rate": 0.25}
+    cells = nbformat.read(out / "toy.ipynb", as_version=4).cells
+    assert any("injected-parameters" in cell.metadata.get("tags", []) for cell in cells)
+    assert "100%" in ran.stderr  # the progress bar
+
+
+def test_runs_go_to_the_ignored_folder_beside_the_book(tmp_path: Path) -> None:
+    write_book(tmp_path)
+    plan = plan_run(load_manifest(tmp_path / "book.yml"), "toy", budget="small")
+    assert plan.run_dir.parent == tmp_path / "runs" / "toy"
+    assert plan.run_dir.name.startswith("small-")
+    assert plan.parameters == {"steps": 5, "rate": 0.1}  # 1.0e-1 in the YAML
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "toi"], "unknown chapter 'toi'; did you mean 'toy'"),
+        (["run", "later"], "chapter 'later' is planned"),
+        (["run", "toy", "--budget", "smal"], "did you mean 'small'"),
+        (["run", "toy", "-p", "stepps=3"], "unknown parameter 'stepps'; did you mean 'steps'"),
+        (["run", "toy", "-p", "steps"], "-p takes name=value"),
+        (["run", "toy", "-p", "steps=many"], "parameter steps is int, got 'many'"),
+        (["run", "toy", "-p", "flip=1"], "parameter flip is bool, got 1"),
+        (["run", "toy", "--data", "./nowhere"], "no such file or folder"),
+        (["run", "toy", "--book", "nowhere.yml"], "does not exist"),
+        (["notebook", "toi", "--check"], "did you mean 'toy'"),
+        (["data", "inspect", "nowhere"], "no such folder"),
+    ],
+)
+def test_mistakes_are_named_before_anything_starts(tmp_path: Path, arguments: list[str], message: str) -> None:
+    write_book(tmp_path)
+    ran = avssl(*arguments, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_outside_a_book_the_checkout_is_found(tmp_path: Path) -> None:
+    assert find_book(tmp_path) == Path(__file__).resolve().parents[2] / "book.yml"
+    book = write_book(tmp_path)
+    inside = tmp_path / "chapters" / "01_toy"
+    assert find_book(inside) == book
+
+
+def test_the_environment_names_the_budget_when_the_command_does_not(tmp_path: Path) -> None:
+    manifest = load_manifest(write_book(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AVSSL_BUDGET", "full-big")
+        assert plan_run(manifest, "toy").budget == "full-big"
+        assert plan_run(manifest, "toy", budget="smoke").budget == "smoke"
+        patch.delenv("AVSSL_BUDGET")
+        assert plan_run(manifest, "toy").budget == "small"
+
+
+def test_data_and_dry_run_reach_the_notebook(tmp_path: Path) -> None:
+    manifest = load_manifest(write_book(tmp_path))
+    (tmp_path / "clips é").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        plan = plan_run(manifest, "toy", budget="smoke", data="clips é", dry_run=True)
+        assert plan.parameters["data"] == str(tmp_path / "clips é")  # the kernel runs elsewhere
+        assert plan.parameters["dry_run"] is True
+        assert plan_run(manifest, "toy", budget="smoke", data="grid_lips").parameters["data"] == "grid_lips"
+        assert plan_run(manifest, "toy", budget="smoke", overrides=["data=clips é"]).parameters["data"].startswith("/")
+
+
+def test_a_chapter_without_a_data_parameter_says_so(tmp_path: Path) -> None:
+    head = HEAD.replace('data: str = "playground"', "other: int = 0")
+    manifest = load_manifest(write_book(tmp_path, head=head))
+    with pytest.raises(UsageError, match="has no parameter 'data'"):
+        plan_run(manifest, "toy", budget="smoke", data="grid_lips")
+
+
+def test_a_failing_cell_ends_the_run_with_its_traceback(tmp_path: Path) -> None:
+    write_book(tmp_path, "\n# %%\nraise ArithmeticError('cannot go on')\n")
+    ran = avssl("run", "toy", "--budget", "smoke", "--out", "out", cwd=tmp_path)
+    assert ran.returncode == 1
+    assert "ArithmeticError: cannot go on" in ran.stderr
+    assert str(tmp_path / "out" / "toy.ipynb") in ran.stderr
+    assert "papermill.exceptions" not in ran.stderr  # the chapter's traceback, not ours
+
+
+def test_a_killed_kernel_names_the_cell_it_was_in(tmp_path: Path) -> None:
+    cells = "\n# %%\nimport signal\n\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    plan = plan_run(load_manifest(write_book(tmp_path, cells)), "toy", budget="smoke", out=tmp_path / "out")
+    with pytest.raises(ChapterFailed, match="the kernel died in cell") as caught:
+        execute(plan, progress=False)
+    assert "signal.SIGKILL" in str(caught.value)
+    assert caught.value.kernel_died
+
+
+def test_the_users_own_ipython_startup_does_not_belong_in_a_run(tmp_path: Path) -> None:
+    startup = tmp_path / "mine" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00.py").write_text("raise SystemExit('the user's own start-up file ran')")
+    plan = plan_run(load_manifest(write_book(tmp_path)), "toy", budget="smoke", out=tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHONDIR", str(tmp_path / "mine"))
+        outcome = execute(plan, progress=False)
+        assert os.environ["IPYTHONDIR"] == str(tmp_path / "mine")  # put back
+    assert outcome.claims[0]["id"] == "adds-up"
+    assert "AVSSL_RUN_DIR" not in os.environ
+
+
+def test_claims_files_of_both_forms_and_of_none(tmp_path: Path) -> None:
+    assert read_claims(tmp_path) == []
+    (tmp_path / "claims.json").write_text('[{"id": "a"}]')
+    assert read_claims(tmp_path) == [{"id": "a"}]
+    for broken in ("{", "3", '["a"]', '{"other": []}'):
+        (tmp_path / "claims.json").write_text(broken)
+        with pytest.raises(UsageError, match=r"claims\.json"):
+            read_claims(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text", "value"),
+    [
+        ("int", "3", 3),
+        ("float", "3", 3),
+        ("float", "1e-3", 0.001),
+        ("bool", "true", True),
+        ("str", "3", "3"),
+        ("str", "no", "no"),
+        ("str | None", "null", None),
+        ("int | None", "null", None),
+        ("int | None", "4", 4),
+        ("tuple[int, ...]", "[1, 2]", [1, 2]),
+    ],
+)
+def test_values_of_the_command_line_are_typed(annotation: str, text: str, value: object) -> None:
+    parsed = Parameter("x", annotation).parse(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text"), [("int", "3.5"), ("int", "true"), ("float", "fast"), ("bool", "1"), ("int", "null")]
+)
+def test_values_of_the_wrong_type_are_refused(annotation: str, text: str) -> None:
+    with pytest.raises(UsageError, match="parameter x is"):
+        Parameter("x", annotation).parse(text)
+
+
+def test_a_budget_is_checked_against_the_parameters_cell(tmp_path: Path) -> None:
+    write_book(tmp_path)
+    parameters = declared(read_script(tmp_path / "chapters" / "01_toy" / "toy.py"))
+    assert list(parameters) == ["steps", "rate", "flip", "note", "data", "dry_run"]
+    budget = tmp_path / "budget.yaml"
+    for content, message in [
+        ("stepps: 3", "unknown parameter in budget.yaml 'stepps'"),
+        ("steps: lots", "parameter steps is int"),
+        ("- steps", "flat mapping"),
+        ("steps: [", "not valid YAML"),
+    ]:
+        budget.write_text(content)
+        with pytest.raises(UsageError, match=message):
+            read_budget(budget, parameters)
+    budget.write_text("")
+    assert read_budget(budget, parameters) == {}
+    assert read_overrides(["note=a=b"], parameters) == {"note": "a=b"}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("# %%\nx = 1\n", "found 0"),
+        ('# %% tags=["parameters"]\nx: int = 1\n\n# %% tags=["parameters"]\ny: int = 1\n', "found 2"),
+        ('# %% tags=["parameters"]\nx = 1\n', "without a type"),
+    ],
+)
+def test_a_parameters_cell_is_one_and_typed(tmp_path: Path, source: str, message: str) -> None:
+    (tmp_path / "c.py").write_text(source)
+    with pytest.raises(UsageError, match=message):
+        declared(read_script(tmp_path / "c.py"))
+
+
+def test_list_shows_every_chapter_of_the_manifest(tmp_path: Path) -> None:
+    write_book(tmp_path)
+    ran = avssl("list", cwd=tmp_path)
+    assert ran.returncode == 0
+    for text in ("toy", "On Toys (ICTT 2021)", "runs", "smoke 30 s (1 CPU core)", "full-big 10 h (8 GPUs)"):
+        assert text in ran.stdout
+    later = next(line for line in ran.stdout.splitlines() if "later" in line)
+    assert "planned" in later
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": "done"}, "has state 'done'"),
+        ({"paper": None}, "lacks paper"),
+        ({"budgets": {"smoke": {"minutes": 1}}}, "budget 'smoke'"),
+    ],
+)
+def test_a_broken_manifest_says_what_is_wrong(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    book = write_book(tmp_path)
+    content = yaml.safe_load(book.read_text())
+    entry = content["meta"]["chapters"][0] | change
+    content["meta"]["chapters"][0] = {key: value for key, value in entry.items() if value is not None}
+    book.write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError, match=message):
+        load_manifest(book)
+
+
+def test_a_book_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "book.yml").write_text("root: index\n")
+    with pytest.raises(UsageError, match=r"meta\.chapters"):
+        load_manifest(tmp_path / "book.yml")
+
+
+def test_a_rank_needs_a_run_directory_all_ranks_agree_on(tmp_path: Path) -> None:
+    write_book(tmp_path)
+    rank = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    ran = avssl("run", "toy", cwd=tmp_path, **rank)
+    assert ran.returncode == 2
+    assert "needs --out" in ran.stderr
