@@ -67,7 +67,7 @@ book: $(VENV)/.ready-test
 	$(BIN)/python book/build.py
 
 bench: $(VENV)/.ready-bench
-	for file in benchmarks/bench_*.py; do $(BIN)/python "$$file" || exit 1; done
+	for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
 
 lock: $(VENV)/.ready-test
 	$(BIN)/python -m avssl.lock > lock.txt.part && mv lock.txt.part lock.txt

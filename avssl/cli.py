@@ -15,7 +15,7 @@ from rich.table import Table
 from avssl.data_cli import data_app
 from avssl.errors import UsageError
 from avssl.manifest import BOOK, costs, load_manifest
-from avssl.run import ChapterFailed, Outcome, Plan, execute, finished, plan_run
+from avssl.run import ChapterFailed, Outcome, Plan, execute, finished, measure, plan_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +70,9 @@ def run(
         raise UsageError("a rank started by torchrun needs --out DIR, the same for all ranks.")
     manifest = load_manifest(book)
     plan = plan_run(manifest, chapter, budget=budget, overrides=parameter, data=data, dry_run=dry_run, out=out)
+    if dry_run and "dry_run" not in plan.parameters:
+        show_measured(measure(plan))
+        return
     if rank is not None:
         outcome = ranks.run_rank(plan, rank)
     elif nproc > 1:
@@ -85,6 +88,15 @@ def run(
         outcome = execute(plan)
     if rank is None or (rank == 0 and not ranks.launched_by_us()):
         show_outcome(outcome)
+
+
+def show_measured(measured: dict[str, Any]) -> None:
+    """The end of a dry run: nothing was trained."""
+    table = Table("what", "measured or projected", header_style="bold")
+    for what, value in measured.items():
+        table.add_row(escape(what), escape(str(value)))
+    console.print(table)
+    console.print("Dry run: every parameter is valid; nothing was trained.")
 
 
 def show_outcome(outcome: Outcome) -> None:

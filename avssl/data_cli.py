@@ -163,3 +163,23 @@ def playground(
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     console.print(f"{clips} clips: {path}", soft_wrap=True, highlight=False, markup=False)
+
+
+@data_app.command()
+def grid(
+    sources: Annotated[list[Path], typer.Argument(help="Archives of the GRID corpus, or folders that hold them.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    speakers: Annotated[str | None, typer.Option(help="Only these, e.g. s1,s2; all that are there by default.")] = None,
+    size: Annotated[int, typer.Option(min=16, help="Side of the written pictures.")] = 112,
+    checksums: Annotated[Path | None, typer.Option(help="File as sha256sum or md5sum writes it.")] = None,
+    workers: Workers = None,
+) -> None:
+    """Make the GRID lips corpus from the public archives, downloaded beforehand."""
+    from data_prep.grid import GridError, build_grid
+
+    wanted = [name.strip() for name in speakers.split(",")] if speakers else None
+    try:
+        path = build_grid(sources, out, speakers=wanted, size=size, checksums=checksums, workers=workers)
+    except (GridError, FileNotFoundError) as error:
+        raise UsageError(str(error)) from error
+    console.print(f"wrote {path}", soft_wrap=True, highlight=False, markup=False)

@@ -170,7 +170,7 @@ def _check_codec(name: str, use: str) -> Finding:
             found,
             f"needed for {use}: pip install --force-reinstall av (its wheels bring FFmpeg)",
         )
-    return Finding("ok", f"codec {name}", f"encodes and decodes ({decoded} frames)")
+    return Finding("ok", f"codec {name}", f"encodes and decodes ({decoded} {'samples' if name == 'aac' else 'frames'})")
 
 
 def video_round_trip(codec: str) -> int:

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from avssl.cell_processes import Failure, run_cells
 from avssl.errors import UsageError
-from avssl.recording_status import Key, Plan, Status, make_plan, read_status
+from avssl.recording_status import Key, Plan, Status, make_plan, read_status, remember_code
 from avssl_core.reporting import (
     CellRecord,
     Ledger,
@@ -90,13 +90,14 @@ def record_chapter(
         raise UsageError(f"jobs must be at least 1, got {jobs}.")
     plan = make_plan(chapter_dir, budget=budget, device=device, only=only, extended=extended, root=root)
     before = read_status(plan, jobs)
-    console.print(escape(before.line()))
+    _say(console, escape(before.line()))
     if dry_run:
         _print_missing(console, before)
         return Report(before)
     if before.missing:
         _require_committed(plan.folder / "claims.yaml", allow=allow_uncommitted, console=console)
     with _sole_recording(plan.cells_dir):
+        remember_code(plan)
         ran, failures = _run_all(plan, before, jobs, cell_timeout_s, console)
         after = read_status(plan, jobs)
         if after.done:
@@ -131,7 +132,7 @@ def _require_committed(claims: Path, *, allow: bool, console: Console) -> None:
     message = f"{claims} is not committed as it stands; claims are written down before their cells run"
     if not allow:
         raise UsageError(f"{message}. Commit it, or pass --allow-uncommitted for a trial.")
-    console.print(f"[yellow]{escape(message)}; recording all the same, as asked[/]")
+    _say(console, f"[yellow]{escape(message)}; recording all the same, as asked[/]")
 
 
 @contextmanager
@@ -166,11 +167,11 @@ def _run_all(
                 failures.append(failure)
                 text = f"[red]{escape(f'{key[0]} seed {key[1]}: {failure.reason}')}[/]"
             left = "" if now.hours_left is None else f", about {duration(3600 * now.hours_left)} left"
-            console.print(f"[{len(ran) + len(failures)}/{len(before.missing)}] {text}{left}")
+            _say(console, f"[{len(ran) + len(failures)}/{len(before.missing)}] {text}{left}")
             # a misspelt metric shows with the first cell, not with the last
             for problem in sorted(set(now.problems) - problems):
                 problems.add(problem)
-                console.print(f"[red]{escape(problem)}[/]")
+                _say(console, f"[red]{escape(problem)}[/]")
             progress.update(bar, advance=1, description=f"cells{left}")
     return ran, failures
 
@@ -206,17 +207,22 @@ def _print_missing(console: Console, before: Status) -> None:
     for arm, seed in before.missing:
         by_arm.setdefault(arm, []).append(seed)
     for arm, seeds in by_arm.items():
-        console.print(f"  {escape(arm)}: seeds {', '.join(map(str, seeds))}")
+        _say(console, f"  {escape(arm)}: seeds {', '.join(map(str, seeds))}")
 
 
 def _print_end(console: Console, plan: Plan, after: Status, failures: list[Failure]) -> None:
     for problem in after.problems:
-        console.print(f"[red]{escape(problem)}[/]")
+        _say(console, f"[red]{escape(problem)}[/]")
     if not after.done:
         return
     frame = claims_table(Ledger.read(plan.ledger))
     columns = ["claim", "corpus", "ordering", "metric", "effect", "95 % interval", "seeds", "verdict"]
     console.print(to_rich(frame[columns], title=after.line()))
     if failures:
-        console.print(f"[red]{len(failures)} cells failed; logs: {', '.join(escape(str(f.log)) for f in failures)}[/]")
-    console.print(f"ledger: {escape(str(plan.ledger))}")
+        _say(console, f"[red]{len(failures)} cells failed; logs: {', '.join(escape(str(f.log)) for f in failures)}[/]")
+    _say(console, f"ledger: {escape(str(plan.ledger))}")
+
+
+def _say(console: Console, text: str) -> None:
+    """Print a line as it is: no wrapping, no colouring of numbers and paths."""
+    console.print(text, soft_wrap=True, highlight=False)

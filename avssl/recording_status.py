@@ -18,6 +18,7 @@ from avssl_core.reporting import (
     CellRecord,
     ClaimResult,
     ClaimSheet,
+    CodeHash,
     Ledger,
     LedgerError,
     MissingMetricError,
@@ -31,7 +32,7 @@ from avssl_core.reporting import (
     read_budget,
     select_claims,
 )
-from avssl_core.reporting.ledger import read_json
+from avssl_core.reporting.ledger import read_json, write_json
 
 Key = tuple[str, int]  # (arm, seed)
 
@@ -41,7 +42,8 @@ class Status:
     """Where the recording of a chapter stands.
 
     ``done`` holds the valid records by (arm, seed), ``missing`` what the selection still needs, ``stale`` counts
-    records of older code or configuration, ``hours_left`` is an estimate from measured cells (``None`` before the
+    records of older code or configuration and ``changed`` names the definitions behind that (where known),
+    ``hours_left`` is an estimate from measured cells (``None`` before the
     first one).
     """
 
@@ -55,6 +57,7 @@ class Status:
     hours_left: float | None
     claims: tuple[ClaimResult, ...]
     problems: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
     def line(self) -> str:
         """One line: done, missing, stale, time left."""
@@ -64,6 +67,9 @@ class Status:
             else f"about {duration(3600 * self.hours_left)} left"
         )
         stale = f", {self.stale} recorded by other code or configuration" if self.stale else ""
+        if self.stale and self.changed:
+            more = f" and {len(self.changed) - 3} more" if len(self.changed) > 3 else ""
+            stale += f" (changed: {', '.join(self.changed[:3])}{more})"
         missing = f"{len(self.missing)} missing ({left})" if self.missing else "nothing missing"
         return f"{self.chapter} {self.budget}-{self.device}: {len(self.done)} cells done, {missing}{stale}"
 
@@ -80,7 +86,7 @@ class Plan:
     values: Mapping[str, Any]
     config: Mapping[str, Any]
     config_hash: str
-    code_hash: str
+    code: CodeHash
     corpus: Mapping[Key, str]  # of every cell of every claim, extended ones included
     wanted: tuple[Key, ...]  # what was selected, in running order
 
@@ -101,7 +107,7 @@ class Plan:
 
     def cell_file(self, key: Key) -> Path:
         """Cache file of a cell; the short hash in its name tells code and configuration apart."""
-        short = self.config_hash[:6] + self.code_hash[:6]
+        short = self.config_hash[:6] + self.code.sha256[:6]
         return self.cells_dir / f"{key[0]}-s{key[1]}-{short}.json"
 
     def request(self, key: Key) -> CellRequest:
@@ -114,13 +120,13 @@ class Plan:
             device=self.device,
             values=self.values,
             config_hash=self.config_hash,
-            code_hash=self.code_hash,
+            code_hash=self.code.sha256,
             output=str(self.cell_file(key)),
         )
 
     def valid(self, cell: CellRecord) -> bool:
         """Whether a record was made by today's code and configuration."""
-        return (cell.config_hash, cell.code_hash) == (self.config_hash, self.code_hash)
+        return (cell.config_hash, cell.code_hash) == (self.config_hash, self.code.sha256)
 
 
 def make_plan(
@@ -158,7 +164,7 @@ def make_plan(
         values=values,
         config=config_values(config),
         config_hash=config_hash(config),
-        code_hash=code.sha256,
+        code=code,
         corpus=needed_cells(sheet.claims, extended=True),
         wanted=tuple(key for key in wanted if arms is None or key[0] in arms),
     )
@@ -169,7 +175,7 @@ def _known_cells(plan: Plan) -> list[CellRecord]:
     cells: list[CellRecord] = []
     if plan.ledger.is_file():
         cells += Ledger.read(plan.ledger).cells
-    for path in sorted(plan.cells_dir.glob("*.json")):
+    for path in sorted(plan.cells_dir.glob("*.json"), key=lambda path: path.stat().st_mtime):
         try:
             cells.append(CellRecord(**read_json(path)))
         except (LedgerError, TypeError):
@@ -199,7 +205,26 @@ def read_status(plan: Plan, jobs: int) -> Status:
         hours_left=_hours_left(missing, known, jobs),
         claims=claims,
         problems=problems,
+        changed=_changed(plan, [c for c in known if not plan.valid(c)]),
     )
+
+
+def remember_code(plan: Plan) -> None:
+    """Keep the hash of every definition beside the cells, to say later what changed."""
+    write_json(_code_file(plan, plan.code.sha256), {"definitions": dict(plan.code.definitions)})
+
+
+def _code_file(plan: Plan, sha256: str) -> Path:
+    return plan.cells_dir / "code" / f"{sha256[:16]}.json"
+
+
+def _changed(plan: Plan, stale: list[CellRecord]) -> tuple[str, ...]:
+    """Definitions that differ from those of the last stale record; empty where its code was not kept."""
+    path = _code_file(plan, stale[-1].code_hash) if stale else None
+    if path is None or not path.is_file():
+        return ()
+    old = CodeHash(stale[-1].code_hash, read_json(path)["definitions"])
+    return tuple(plan.code.changed_from(old))
 
 
 def _judge(sheet: ClaimSheet, done: Mapping[Key, CellRecord]) -> tuple[tuple[ClaimResult, ...], tuple[str, ...]]:

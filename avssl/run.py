@@ -8,6 +8,7 @@ of a many-rank run.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import logging
@@ -87,15 +88,17 @@ def plan_run(
     Args:
         manifest: the book.
         name: the chapter.
-        budget: ``smoke``, ``small``, ``full-…``; the environment variable ``AVSSL_BUDGET``, then ``small``, when not
-        given. overrides: ``name=value`` pairs that win over the budget. data: a folder of video files, or the name of
-        a corpus that the chapter knows. dry_run: validate and measure instead of training. out: run directory;
-        ``runs/CHAPTER/BUDGET-TIME`` beside ``book.yml`` when not given.
+        budget: ``smoke``, ``small``, ``full-…``; when not given, the environment variable ``AVSSL_BUDGET``, then
+            ``small``.
+        overrides: ``name=value`` pairs that win over the budget.
+        data: a folder of video files, or the name of a corpus that the chapter knows.
+        dry_run: validate and measure instead of training: the parameter ``dry_run`` of chapters that have one; for
+            the others, :func:`measure` does it.
+        out: run directory; ``runs/CHAPTER/BUDGET-TIME`` beside ``book.yml`` when not given.
 
     Raises:
         UsageError: an unknown chapter, budget or parameter (the nearest valid ones are named), a value of the wrong
-        type,
-            a folder that does not exist.
+            type, a folder that does not exist.
     """
     chapter = manifest.runnable(name)
     budget = budget or os.environ.get("AVSSL_BUDGET") or DEFAULT_BUDGET
@@ -106,8 +109,8 @@ def plan_run(
         values["data"] = _takes(parameters, "data", chapter).check(data)
     if values.get("data") is not None:
         values["data"] = _absolute(str(values["data"]))
-    if dry_run:
-        values["dry_run"] = _takes(parameters, "dry_run", chapter).check(True)
+    if dry_run and "dry_run" in parameters:
+        values["dry_run"] = parameters["dry_run"].check(True)
     if "budget" in parameters:
         values["budget"] = budget
     stamp = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -133,6 +136,29 @@ def _absolute(data: str) -> str:
             f"--data {data}: no such file or folder. Pass a folder of video files, or the name of a corpus."
         )
     return data
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """A dry run: the chapter's own ``dry_run(make_config(**values))``, without the notebook.
+
+    Returns:
+        What the chapter reports: shapes, speed, projected memory and hours.
+
+    Raises:
+        UsageError: the chapter defines no ``dry_run``, or its configuration refuses the values.
+    """
+    from avssl_core.reporting import load_definitions
+
+    module = load_definitions(plan.chapter.script)
+    absent = [name for name in ("make_config", "dry_run") if not hasattr(module, name)]
+    if absent:
+        raise UsageError(f"chapter {plan.chapter.name} has no dry run: it defines no {' and no '.join(absent)}.")
+    with contextlib.chdir(plan.chapter.folder):
+        try:
+            config = module.make_config(**plan.parameters)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"chapter {plan.chapter.name}: {error}") from error
+        return dict(module.dry_run(config))
 
 
 def execute(plan: Plan, *, rank: int = 0, progress: bool = True) -> Outcome:

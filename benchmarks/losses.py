@@ -1,5 +1,4 @@
-"""Forward and backward of our losses beside lightly's and pytorch-metric-learning's: equal values asked, ratios in one
-run.
+"""Forward and backward of our losses beside lightly's and pytorch-metric-learning's: equal values, ratios in one run.
 
     python benchmarks/losses.py [--batch 512] [--dim 256] [--rounds 40] [--threads 1] [--device cpu]
 

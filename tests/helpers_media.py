@@ -99,25 +99,31 @@ def encode(
         if audio is not None and sound is not None:
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=layout)
             frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-            resampler = av.AudioResampler(format=audio.codec_context.format, layout=layout, rate=rate)
-            for part in resampler.resample(frame):
+            context = audio.codec_context
+            size = context.frame_size or 1024
+            resampler = av.AudioResampler(format=context.format, layout=layout, rate=rate, frame_size=size)
+            for part in [*resampler.resample(frame), *resampler.resample(None)]:
                 out.mux(audio.encode(part))
             out.mux(audio.encode(None))
     return path
 
 
 def promise_duration(path: Path, seconds: int) -> None:
-    """Overwrite the durations in an MP4's movie, track, and media headers (version 0 boxes), and in its edit lists."""
+    """Overwrite the duration in every header of an MP4 (version 0 boxes) or a Matroska file."""
     data = bytearray(path.read_bytes())
-    movie_scale = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)[0]
-    struct.pack_into(">I", data, data.index(b"mvhd") + 20, seconds * movie_scale)
-    for at in _positions(data, b"tkhd"):
-        struct.pack_into(">I", data, at + 24, seconds * movie_scale)
-    for at in _positions(data, b"mdhd"):
-        scale = struct.unpack_from(">I", data, at + 16)[0]
-        struct.pack_into(">I", data, at + 20, seconds * scale)
-    for at in _positions(data, b"elst"):
-        struct.pack_into(">I", data, at + 12, seconds * movie_scale)
+    if data.startswith(b"\x1aE\xdf\xa3"):
+        at = data.index(b"\x44\x89\x88")  # Duration, eight bytes, in milliseconds
+        struct.pack_into(">d", data, at + 3, seconds * 1000.0)
+    else:
+        movie_scale = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)[0]
+        struct.pack_into(">I", data, data.index(b"mvhd") + 20, seconds * movie_scale)
+        for at in _positions(data, b"tkhd"):
+            struct.pack_into(">I", data, at + 24, seconds * movie_scale)
+        for at in _positions(data, b"mdhd"):
+            scale = struct.unpack_from(">I", data, at + 16)[0]
+            struct.pack_into(">I", data, at + 20, seconds * scale)
+        for at in _positions(data, b"elst"):
+            struct.pack_into(">I", data, at + 12, seconds * movie_scale)
     path.write_bytes(data)
 
 

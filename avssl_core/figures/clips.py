@@ -51,7 +51,8 @@ def filmstrip(
     ax.set_xticks([place * (width + gap) + width / 2 for place in range(len(chosen))])
     ax.set_xticklabels([f"{start_s + number / fps:.2f} s" for number in chosen])
     ax.tick_params(length=0)
-    ax.set(yticks=[], title=title)
+    ax.set_yticks([])
+    ax.set_title(title, loc="left")
     _bare(ax)
     return ax
 
@@ -181,8 +182,8 @@ def contact_sheet(
     )
     for place, ax in enumerate(axes.flat):
         if place < len(clips):
-            filmstrip(clips[place], count=count, title=titles[place] if titles else "", ax=ax)
-            ax.title.set_fontsize("small")
+            filmstrip(clips[place], count=count, ax=ax)
+            ax.set_title(titles[place] if titles else "", loc="left", fontsize="small")
         ax.set_xticks([])
         ax.set_yticks([])
         _bare(ax)

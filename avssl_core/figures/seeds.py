@@ -108,7 +108,7 @@ def claims_plot(claims: Sequence[ClaimResult], *, title: str = "", ax: Axes | No
         range(len(claims)), [f"{claim.id}\n{claim.better} > {claim.worse}" for claim in claims], fontsize="small"
     )
     ax.set(ylim=(len(claims) - 0.5, -0.55), title=title)
-    ax.set_xlabel("paired difference, in units of the metric  (red: minimum effect)")
+    ax.set_xlabel("paired difference, in units of the metric  (dashes: minimum effect)")
     ax.grid(axis="x")
     ax.grid(False, axis="y")
     sns.despine(ax=ax)

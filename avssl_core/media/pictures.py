@@ -19,7 +19,7 @@ from av.container import InputContainer
 from av.packet import Packet
 
 from avssl_core.media.errors import DecodeError, WindowError
-from avssl_core.media.tracks import RETREATS, Run, Track, stamp
+from avssl_core.media.tracks import RETREATS, Run, Track, is_flush, stamp
 
 # No codec in use holds back more pictures than this between decoding and display order (H.264 and HEVC: 16).
 _MAX_REORDER = 17
@@ -95,16 +95,23 @@ class PictureTrack(Track):
     def _every(self) -> Iterator[tuple[float, Any]]:
         """``(time, frame)`` of each picture from the first, in display order."""
         self.seek(self.start_s)
-        for frame in self._shown(self._whole_packets()):
+        run, previous = Run(from_start=True), None
+        for frame in self._shown(self._whole_packets(run)):
+            if run.ended and previous is not None and self._cut_off(run, np.asarray([previous, frame.pts])):
+                raise self._truncated(previous)
+            previous = frame.pts
             yield frame.pts * self.tick_s, frame
 
-    def _whole_packets(self) -> Iterator[Packet[Any]]:
+    def _whole_packets(self, run: Run) -> Iterator[Packet[Any]]:
+        """Packets to the end of the file; the run notes how many they were, and the first and last of them."""
         for packet in self.packets():
             if packet.is_corrupt:
-                at = (stamp(packet) or 0) * self.tick_s
-                raise DecodeError(self.name, f"truncated at {at:.3f} s; copy it again, or ask for less than that")
+                raise self._truncated(stamp(packet) or 0)
             if packet.size:
+                run.packets[1:] = [packet]
+                run.count += 1
                 yield packet
+        run.ended = True
 
     def _shown(self, packets: Iterable[Packet[Any]]) -> Iterator[Any]:
         """Decode packets and drain the decoder; every frame comes with its presentation time.
@@ -133,12 +140,13 @@ class PictureTrack(Track):
         """Packets from a key packet to the first one after which no nearer picture can come."""
         run, after, beyond = Run(from_start=from_start), np.inf, 0
         for packet in self.packets():
-            if _is_flush(packet) or packet.is_corrupt:
+            if is_flush(packet) or packet.is_corrupt:
                 run.ended, run.damaged = True, packet.is_corrupt
                 break
             if not packet.size or not (run.packets or packet.is_keyframe):
                 continue
             run.packets.append(packet)
+            run.count += 1
             at = stamp(packet)
             if at is not None and at > ticks[-1]:
                 after, beyond = min(after, at), beyond + 1
@@ -155,9 +163,8 @@ class PictureTrack(Track):
         key = run.packets[0].pts or 0
         shown = [p.pts for p in run.packets if p.pts is not None and p.pts >= key and self._visible(p)]
         stamps = np.sort(np.asarray(shown, dtype=np.int64))
-        if run.ended and self._falls_short(run, stamps):
-            # What was cut off may have been shown before the last packets that were kept.
-            stamps = stamps[stamps <= (run.packets[-1].dts if run.packets[-1].dts is not None else stamps[-1])]
+        if run.ended:
+            stamps = self._certain(run, stamps)
         if not len(stamps):
             return None
         self._require_inside(ticks, run, stamps[0], stamps[-1])
@@ -215,12 +222,31 @@ class PictureTrack(Track):
             reason = f"the picture at {at:.3f} s is damaged and the decoder could only guess it: leave the file out"
             raise DecodeError(self.name, reason)
 
-    def _falls_short(self, run: Run, stamps: npt.NDArray[np.int64]) -> bool:
-        """Whether the file ends before its header says."""
-        if run.damaged or self.header_end_s is None or not len(stamps):
-            return run.damaged
-        shown_s = max((run.packets[-1].duration or 0) * self.tick_s, self.interval_s)
-        return stamps[-1] * self.tick_s + 1.5 * shown_s < self.header_end_s
+    def _certain(self, run: Run, stamps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """At the end of a file that was cut off, the stamps between which no picture can be missing.
+
+        What was cut off is shown after the last packet is decoded, but maybe before pictures that were decoded earlier.
+        """
+        run.damaged = run.damaged or self._cut_off(run, stamps)
+        last = run.packets[-1].dts
+        return stamps[stamps <= last] if run.damaged and last is not None else stamps
+
+    def _cut_off(self, run: Run, stamps: npt.NDArray[np.int64]) -> bool:
+        """Whether packets are missing from the end of a run to the end of the file.
+
+        An MP4's sample table tells. Elsewhere a hole among the pictures that are shown after the last packet is decoded
+        does, because the encoder would have put a picture there.
+        """
+        entries, first, last = self.stream.index_entries, run.packets[0].dts, run.packets[-1].dts
+        if self.container.format.name.startswith("mov") and len(entries) and first is not None:
+            return bool(len(entries) - entries.search_timestamp(first, any_frame=True) > run.count)
+        if last is None:
+            return False
+        return bool((np.diff(stamps[stamps >= last]) > 1.5 * self.interval_s / self.tick_s).any())
+
+    def _truncated(self, at: int) -> DecodeError:
+        reason = f"truncated at {at * self.tick_s:.3f} s; copy it again, or pass max_s to take what is there"
+        return DecodeError(self.name, reason)
 
     def _require_complete(self, last_s: float) -> None:
         if self.header_end_s is not None and last_s + 2.5 * self.interval_s < self.header_end_s:
@@ -247,11 +273,6 @@ class PictureTrack(Track):
             f"pictures from {first * self.tick_s:.3f} s" if early else f"the last picture at {last * self.tick_s:.3f} s"
         )
         raise WindowError(self.name, f"pictures were asked at {span}, but the file has {lies}; ask for less")
-
-
-def _is_flush(packet: Packet[Any]) -> bool:
-    """Whether this is the empty packet that stands for the end of the file (a dropped AVI frame has a time)."""
-    return packet.size == 0 and packet.pts is None and packet.dts is None
 
 
 def _nearest(stamps: npt.NDArray[np.int64], ticks: Times) -> npt.NDArray[np.intp]:

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import av
+
 from avssl_core.media.convert import orientation
 from avssl_core.media.errors import DecodeError
 from avssl_core.media.pictures import PictureTrack
@@ -70,7 +72,7 @@ class MediaInfo:
         audio: the sound track, or ``None``.
         container: libav's name of the container format.
         start_s: from when every track has content; above 0 where the sound begins after the picture.
-        header_s: what the header promised for the longest track; differs from the tracks' durations where it is wrong.
+        header_s: what the container's header promises; more than the tracks' durations where it is wrong.
     """
 
     duration_s: float
@@ -87,7 +89,7 @@ def describe_tracks(
     """Describe an open container; see :func:`avssl_core.media.probe`."""
     tracks: list[Track] = [track for track in (pictures, sound) if track is not None]
     origin = tracks[0].start_s
-    claims = [_claimed_end(container, track) for track in tracks]
+    claims = [_claimed_end(track) for track in tracks]
     video = _video(pictures) if pictures is not None else None
     if verify or any(_doubtful(container, track, end) for track, end in zip(tracks, claims, strict=True)):
         ends = _measured_ends(tracks, claims)
@@ -95,14 +97,13 @@ def describe_tracks(
         ends = [end if math.isfinite(end) else 0.0 for end in claims]
     spans = [end - origin for end in ends]
     audio = _audio(sound, spans[-1]) if sound is not None else None
-    promised = [end - origin for end in claims if math.isfinite(end)]
     return MediaInfo(
         duration_s=min(spans),
         video=replace(video, duration_s=spans[0]) if video is not None else None,
         audio=audio,
         container=container.format.name,
         start_s=max(0.0, tracks[-1].start_s - origin),
-        header_s=max(promised, default=max(spans)),
+        header_s=container.duration / av.time_base if container.duration is not None else max(spans),
     )
 
 
@@ -134,7 +135,7 @@ def _first_picture(track: PictureTrack) -> Any:
     raise DecodeError(track.name, "not one picture can be decoded; the file is damaged or truncated: leave it out")
 
 
-def _claimed_end(container: Any, track: Track) -> float:
+def _claimed_end(track: Track) -> float:
     """The header's word on where a track ends; infinite where it says nothing about this track."""
     return math.inf if track.header_end_s is None else track.header_end_s
 

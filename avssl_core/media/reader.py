@@ -22,7 +22,7 @@ from av.stream import Disposition, Stream
 from torch import Tensor
 
 from avssl_core.media.convert import Converter, Size
-from avssl_core.media.errors import NoAudioError, NotMediaError, NoVideoError
+from avssl_core.media.errors import DecodeError, NoAudioError, NotMediaError, NoVideoError
 from avssl_core.media.pictures import PictureTrack
 from avssl_core.media.probe import MediaInfo, describe_tracks
 from avssl_core.media.sound import SoundTrack
@@ -31,6 +31,8 @@ from avssl_core.media.tracks import stamp
 
 # Half a frame at 25 frames a second, where there are no frames to halve.
 _SOUND_ONLY_TOLERANCE_S = 0.02
+# Container headers are rounded and count the sound's last block; this much more than the tracks have is no rounding.
+_INCOMPLETE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class MediaReader:
         self._pictures, self._sound = self._find_tracks(threads)
         if self._pictures is None and self._sound is None:
             self.close()
-            raise NotMediaError(self._name, "holds neither pictures nor sound that can be decoded; leave it out")
+            reason = "holds neither pictures nor sound that can be decoded; an mp4 that was cut off has lost its index"
+            raise NotMediaError(self._name, f"{reason}: copy it again, or leave it out")
 
     def __enter__(self) -> MediaReader:
         return self
@@ -178,7 +181,19 @@ class MediaReader:
         if sample_rate is not None:
             data = self._require_sound().whole(self._origin_s, sample_rate=sample_rate, until_s=until)
             waveform = torch.from_numpy(data)
+        if max_s is None:
+            self._require_complete()
         return AVClip(frames, pts, waveform, sample_rate, 0.0)
+
+    def _require_complete(self) -> None:
+        """Raise if no track reaches what the container promises: each may seem whole where the file was cut."""
+        tracks = (self.info.video, self.info.audio)
+        end = max(track.duration_s for track in tracks if track is not None)
+        if end + _INCOMPLETE_S < self.info.header_s:
+            reason = (
+                f"ends at {end:.3f} s although its header promises {self.info.header_s:.3f} s; truncated, or a wrong "
+            )
+            raise DecodeError(self._name, reason + "header: copy it again, or pass max_s to take what is there")
 
     @property
     def _origin_s(self) -> float:

@@ -8,7 +8,6 @@ container's edit list cuts, so sample positions must come from time stamps, neve
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from avssl_core.media.errors import DecodeError, NoAudioError, WindowError
-from avssl_core.media.tracks import RETREATS, Track, stamp
+from avssl_core.media.tracks import RETREATS, Track, is_flush, stamp
 
 Samples: TypeAlias = npt.NDArray[np.float32]
 
-# Decoded before the window and thrown away. Opus asks for 80 ms (RFC 7845, 4.6), MP3 for its bit reservoir of up to
-# nine frames, the rest for one block of overlap.
-_PREROLL_S = {"mp3": 0.3, "mp3float": 0.3}
+# Decoded before the window and thrown away: MP3 needs its bit reservoir of up to nine frames; Opus at least 80 ms (RFC
+# 7845, 4.6), after which it is still 4 % of full scale off, and 0.1 % after 200 ms; the rest one block of overlap.
+_PREROLL_S = {"mp3": 0.3, "mp3float": 0.3, "opus": 0.2, "libopus": 0.2}
 _DEFAULT_PREROLL_S = 0.1
 # Resampling needs neighbours on both sides of the window: this many samples at the lower of the two rates.
 _FILTER_REACH = 40
@@ -107,8 +106,12 @@ class SoundTrack(Track):
     @property
     def _preroll_s(self) -> float:
         context = self.stream.codec_context
-        blocks = 2 * context.frame_size / context.sample_rate if context.sample_rate else 0.0
-        return max(blocks, _PREROLL_S.get(context.name, _DEFAULT_PREROLL_S))
+        return max(2 * self._block_s, _PREROLL_S.get(context.name, _DEFAULT_PREROLL_S))
+
+    @property
+    def _block_s(self) -> float:
+        context = self.stream.codec_context
+        return context.frame_size / context.sample_rate if context.sample_rate else 0.0
 
     def _between(self, first_s: float, last_s: float) -> Sound:
         """At least the samples from one time to another, as far as the track has them."""
@@ -116,12 +119,15 @@ class SoundTrack(Track):
             sound = self._from(first_s - self._preroll_s - retreat, first_s, last_s)
             if sound is not None:
                 return sound
+        if self.header_end_s is not None and self.header_end_s > self.start_s:
+            reason = "none of the sound that its header promises is there; the file is truncated: copy it again"
+            raise DecodeError(self.name, reason)
         raise NoAudioError(
             self.name, "has a sound track without a single sample; leave it out or ask for pictures only"
         )
 
     def _from(self, seek_s: float, first_s: float, last_s: float) -> Sound | None:
-        """The same, decoding from a given time; ``None`` if the demuxer landed too late or nothing came out."""
+        """The same, decoding from a given time; ``None`` if the decoder could not start early enough there."""
         from_start = self.seek(seek_s)
         blocks: list[tuple[float, Samples]] = []
         rate, ended, damaged = 0, True, False
@@ -130,42 +136,48 @@ class SoundTrack(Track):
                 damaged = True
                 break
             at = stamp(packet)
-            if not blocks and not from_start and at is not None and at * self.tick_s > first_s:
-                return None
-            for frame in self._frames(packet, first_s):
+            needed = at is None or (at + (packet.duration or 0)) * self.tick_s > first_s
+            try:
+                frames = self.decode(packet) if packet.size or is_flush(packet) else []
+            except DecodeError:
+                if needed and from_start:
+                    raise
+                if needed:
+                    return None
+                continue  # in the run-up a decoder may lack what a packet refers to
+            for frame in frames:
                 rate = frame.sample_rate
                 blocks.append((self._place(frame, blocks, rate), mono(frame)))
+            if blocks and not from_start and blocks[0][0] > first_s:
+                return None
             if blocks and blocks[-1][0] + len(blocks[-1][1]) / rate >= last_s:
                 ended = False
                 break
-        if not blocks or (not from_start and blocks[0][0] > first_s):
-            return None
-        start = max(0, next((i for i, (at, x) in enumerate(blocks) if at + len(x) / rate > first_s), len(blocks) - 1))
-        return Sound(_joined(blocks[start:], rate), rate, blocks[start][0], ended, damaged)
+        return Sound(*self._cut(blocks, rate, first_s), ended, damaged) if blocks else None
 
-    def _frames(self, packet: Any, first_s: float) -> Iterator[av.AudioFrame]:
-        """Frames of a packet; in the preroll a decoder may lack what it refers to, and fail."""
-        if not packet.size and (packet.pts is not None or packet.dts is not None):
-            return
-        try:
-            yield from self.decode(packet)
-        except DecodeError:
-            at = stamp(packet)
-            if at is None or (at + (packet.duration or 0)) * self.tick_s > first_s:
-                raise
+    def _cut(self, blocks: list[tuple[float, Samples]], rate: int, first_s: float) -> tuple[Samples, int, float]:
+        """Samples, rate and time of the blocks from ``first_s`` on, without what precedes the track's first sample."""
+        first_s = max(first_s, self.start_s)
+        kept = [(at, block) for at, block in blocks if at + len(block) / rate > first_s] or blocks[-1:]
+        start_s = kept[0][0]
+        priming = max(0, round((self.start_s - start_s) * rate))
+        return _joined(kept, rate)[priming:], rate, start_s + priming / rate
 
-    def _place(self, frame: av.AudioFrame, blocks: list[tuple[float, Samples]], rate: int) -> float:
+    def _place(self, frame: Any, blocks: list[tuple[float, Samples]], rate: int) -> float:
         """Time of a block: right behind the one before it unless its stamp clearly disagrees."""
         at = stamp(frame)
         expected = blocks[-1][0] + len(blocks[-1][1]) / rate if blocks else None
         if at is None:
             return self.start_s if expected is None else expected
-        stamped = at * float(frame.time_base or self.tick_s)
+        stamped = at * self.tick_s
         close = expected is not None and abs(stamped - expected) <= _JITTER_S
         return expected if close and expected is not None else stamped
 
     def _require_inside(self, start_s: float, end_s: float, sound: Sound, tolerance_s: float) -> None:
-        early, late = sound.start_s - start_s > tolerance_s, sound.ended and end_s - sound.end_s > tolerance_s
+        begins_s = sound.start_s
+        if begins_s - self.start_s <= self._block_s + _JITTER_S:
+            begins_s = self.start_s  # decoders lose the first block where the container does not mark it as priming
+        early, late = begins_s - start_s > tolerance_s, sound.ended and end_s - sound.end_s > tolerance_s
         if not early and not late:
             return
         if late and sound.damaged:
@@ -178,16 +190,21 @@ class SoundTrack(Track):
 
 
 def mono(frame: av.AudioFrame) -> Samples:
-    """Mean over the channels, in [−1, 1] for integer formats; the mean cannot clip, whatever the layout."""
+    """Mean over the channels but the subwoofer's; unlike a sum it cannot clip, whatever the layout."""
+    channels = frame.layout.nb_channels
+    if channels == 1 and frame.format.name == "fltp":  # most of what we read; a view, without two copies
+        return np.frombuffer(memoryview(frame.planes[0]), np.float32, count=frame.samples)
     data = frame.to_ndarray()  # (C, L) planar, (1, L·C) interleaved
     if not frame.format.is_planar:
-        data = data.reshape(-1, frame.layout.nb_channels).T  # (C, L)
+        data = data.reshape(-1, channels).T  # (C, L)
     if data.dtype.kind == "u":
         data = (data.astype(np.float32) - 128.0) / 128.0
     elif data.dtype.kind == "i":
         data = data.astype(np.float32) / float(1 << (8 * data.dtype.itemsize - 1))
     if len(data) == 1:
         return np.asarray(data[0], dtype=np.float32)
+    if len(data) > 2:
+        data = data[[i for i, channel in enumerate(frame.layout.channels) if channel.name != "LFE"]]
     return np.asarray(data.mean(axis=0, dtype=np.float32))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +16,16 @@ import av
 from av.container import InputContainer
 from av.packet import Packet
 
-from avssl_core.media.errors import DecodeError, MediaError
+from avssl_core.media.errors import DecodeError
 
 # How much further back, in seconds, to look for a usable key packet when the nearest one did not serve; the last step
 # is the beginning of the stream, where every decoder can start.
 RETREATS = (0.0, 1.0, 4.0, 16.0, math.inf)
+# The first packets of a stream may have times this much before its first picture or sample: an audio encoder's priming,
+# an MPEG program stream's decoding times.
+_LEAD_S = 1.0
+_MAX_TICKS = 1 << 62  # what libav takes as a time
+_LIBAV_ERRORS = (av.FFmpegError, OSError)
 
 
 @dataclass
@@ -40,13 +44,15 @@ class Run:
         packets: the packets; the first is a key packet.
         from_start: the run begins where the stream does.
         ended: nothing follows in the file.
-        damaged: it ended at a packet that the file holds only in part.
+        damaged: it ended where the file is cut off.
+        count: number of packets.
     """
 
     packets: list[Packet[Any]] = field(default_factory=list)
     from_start: bool = False
     ended: bool = False
     damaged: bool = False
+    count: int = 0
 
 
 class Track:
@@ -62,6 +68,7 @@ class Track:
         self.container, self.stream, self.name = container, stream, name
         self.tick_s = float(stream.time_base)
         self.stats = ReadStats()
+        self._context = stream.codec_context
 
     @property
     def start_s(self) -> float:
@@ -76,41 +83,59 @@ class Track:
     def seek(self, time_s: float) -> bool:
         """Go to the key packet at or before a time; returns whether that is the beginning of the stream."""
         from_start = time_s <= self.start_s
-        time_s = self.start_s if from_start else time_s
-        with self.decoding(f"seek to {time_s:.3f} s"):
-            # Rounded, not floored: 0.48 s must find the key picture at tick 6144, not its predecessor at 6143.99.
-            self.container.seek(round(time_s / self.tick_s), stream=self.stream)
-        return from_start
+        if not from_start:
+            self._seek(time_s)
+            return False
+        try:
+            self._seek(self.start_s - _LEAD_S)
+        except DecodeError:  # AVI refuses times before the first packet
+            self._seek(self.start_s)
+        return True
+
+    def _seek(self, time_s: float) -> None:
+        # Rounded, not floored: 0.48 s must find the key picture at tick 6144, not its predecessor at 6143.99.
+        ticks = max(-_MAX_TICKS, min(_MAX_TICKS, round(time_s / self.tick_s)))
+        try:
+            self.container.seek(ticks, stream=self.stream)
+        except _LIBAV_ERRORS as error:
+            raise self._failure(f"seek to {time_s:.3f} s", error) from error
 
     def packets(self) -> Iterator[Packet[Any]]:
         """Packets from here to the end; the last one is empty and flushes the decoder."""
-        with self.decoding("read the next packet"):
-            for packet in self.container.demux(self.stream):
-                self.stats.packets += 1
-                yield packet
+        incoming = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(incoming, None)
+            except _LIBAV_ERRORS as error:
+                raise self._failure("read on", error) from error
+            if packet is None:
+                return
+            self.stats.packets += 1
+            yield packet
 
     def decode(self, packet: Packet[Any] | None) -> list[Any]:
         """Frames that a packet completes; ``None`` drains the decoder, after which only a seek makes sense."""
-        at = "at the end" if packet is None or packet.pts is None else f"at {packet.pts * self.tick_s:.3f} s"
-        with self.decoding(f"decode {self.stream.type} {at}"):
-            frames = self.stream.codec_context.decode(packet)
+        try:
+            frames = self._context.decode(packet)
+        except _LIBAV_ERRORS as error:
+            at = None if packet is None else stamp(packet)
+            where = "at its end" if at is None else f"at {at * self.tick_s:.3f} s"
+            raise self._failure(f"decode {self.stream.type} {where}", error) from error
         self.stats.frames += len(frames)
         return frames
 
-    @contextmanager
-    def decoding(self, what: str) -> Iterator[None]:
-        """Turn libav's and the file system's errors into one that names the file."""
-        try:
-            yield
-        except MediaError:
-            raise
-        except (av.FFmpegError, OSError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise DecodeError(
-                self.name, f"could not {what} ({reason}); the file is damaged or truncated there: use an earlier window"
-            ) from error
+    def _failure(self, what: str, error: Exception) -> DecodeError:
+        """libav's or the file system's error as one that names the file."""
+        reason = getattr(error, "strerror", None) or error
+        advice = "the file is damaged or truncated there: use an earlier window"
+        return DecodeError(self.name, f"could not {what} ({reason}); {advice}")
 
 
 def stamp(item: Any) -> int | None:
     """Presentation time of a packet or frame in ticks; where a container stores only decoding times (AVI), those."""
     return item.pts if item.pts is not None else item.dts
+
+
+def is_flush(packet: Packet[Any]) -> bool:
+    """Whether this is the empty packet that stands for the end of the file (a dropped AVI frame has a time)."""
+    return packet.size == 0 and packet.pts is None and packet.dts is None

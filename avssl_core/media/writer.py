@@ -158,8 +158,11 @@ def _sound_frames(stream: Any, sound: npt.NDArray[np.float32], sample_rate: int)
     frame = av.AudioFrame.from_ndarray(sound, format="fltp", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = sample_rate, 0, Fraction(1, sample_rate)
     context = stream.codec_context
-    resampler = av.AudioResampler(format=context.format, layout="mono", rate=context.sample_rate)
+    # PCM takes blocks of any length; one block as long as the file could not be sought into.
+    size = context.frame_size or 1024
+    resampler = av.AudioResampler(format=context.format, layout="mono", rate=context.sample_rate, frame_size=size)
     yield from resampler.resample(frame)
+    yield from resampler.resample(None)
 
 
 def _share(path: str) -> None:

@@ -1,7 +1,7 @@
 """Where a chapter's parameters come from, inside the notebook.
 
-Precedence: what papermill injected, then the budget that ``AVSSL_BUDGET`` names, then what the parameters cell says. Papermill only warns
-about a parameter that the notebook does not have; here it is an error that names the nearest ones.
+Precedence: what papermill injected, then the budget that ``AVSSL_BUDGET`` names, then what the parameters cell says. Papermill
+only warns about a parameter that the notebook does not have; here it is an error that names the nearest ones.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def chapter_dir(name: str, start: Path | None = None) -> Path:
 def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """The names and values that papermill injected, read from IPython's input history.
 
-    Empty outside a notebook. The history is read, rather than the namespace, because a misspelt name is visible only there.
+    Empty outside a notebook. The history is read, rather than the namespace, because a misspelt name is visible only
+    there.
     """
     history = namespace.get("In") or []
     cells = [text for text in history if isinstance(text, str) and text.startswith(_INJECTED)]

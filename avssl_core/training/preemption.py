@@ -17,7 +17,7 @@ PREEMPTED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h, "try again later": a requ
 
 
 class Preempted(SystemExit):
-    """The run was asked to leave; its checkpoint is written, and the same call continues it.
+    """The run was asked to leave; the same call continues it from the checkpoint of ``step``.
 
     A :class:`SystemExit`, so that an uncaught one ends the process with :data:`PREEMPTED_EXIT_CODE` and no traceback.
     """
@@ -25,9 +25,8 @@ class Preempted(SystemExit):
     def __init__(self, step: int, steps: int, where: str) -> None:
         super().__init__(PREEMPTED_EXIT_CODE)
         self.step = step
-        self.message = (
-            f"preempted after step {step} of {steps}; checkpoint in {where}; run the same command again to continue"
-        )
+        kept = f"checkpoint in {where}" if step else f"nothing is in {where} yet"
+        self.message = f"preempted; {kept}, step {step} of {steps}; run the same command again to continue"
 
     def __str__(self) -> str:
         return self.message

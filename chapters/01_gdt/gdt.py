@@ -56,6 +56,7 @@ import pandas as pd
 import torch
 from IPython.display import Audio, Markdown, display
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from avssl_core import data as avdata
 from avssl_core import encoders, evaluation, figures, losses, media, reporting, training, transforms
@@ -252,12 +253,12 @@ def show_clip(corpus: avdata.Corpus, row: int, config: GDTConfig) -> media.AVCli
 # %%
 shown = show_clip(videos.train, 0, config)
 bands = transforms.LogMelSpectrogram(sample_rate=16_000, n_mels=64, n_fft=512)(shown.waveform[None])[0]
-figures.sight_and_sound(shown.frames, shown.waveform, bands, fps=12.5, sample_rate=16_000, count=12)
+_ = figures.sight_and_sound(shown.frames, shown.waveform, bands, fps=12.5, sample_rate=16_000, count=12)
 # %%
 Audio(shown.waveform.numpy(), rate=16_000)
 
 # %%
-figures.contact_sheet([show_clip(videos.train, row, config).frames for row in range(9)])
+_ = figures.contact_sheet([show_clip(videos.train, row, config).frames for row in range(9)])
 
 # %% [markdown]
 # The network sees less than you do: eight small frames a second, and forty mel bands. One training batch, as it comes
@@ -277,7 +278,7 @@ def batches_of(
 batch = next(batches_of(videos, config, 8, 2, config.seed, training.World.single()).batches())
 for name in ("frames", "waveform", "start_s"):
     print(f"{name:9s} {tuple(batch[name].shape)} {batch[name].dtype}")
-figures.contact_sheet(list(batch["frames"][:4].flatten(0, 1)), columns=2, count=8)
+_ = figures.contact_sheet(list(batch["frames"][:4].flatten(0, 1)), columns=2, count=8)
 
 # %% [markdown]
 # ## The idea: one equation, twenty lines
@@ -329,7 +330,9 @@ print(f"24 samples: library {fast:.4f}, loops {slow:.4f}")
 # ($w=\delta_{m\ne m'}$).
 
 # %%
-figures.relation_matrices(*row_l.matrices(3), block=8, title="(l): shift distinctive, reversal invariant, three videos")
+_ = figures.relation_matrices(
+    *row_l.matrices(3), block=8, title="(l): shift distinctive, reversal invariant, three videos"
+)
 # %% [markdown]
 # Each video has a block of eight samples: two shifts, two modalities, two directions. In the middle, $w$ admits only
 # pairs of sight and sound. On the right, what is pulled together: within each video the two directions of one shift,
@@ -361,7 +364,7 @@ pd.DataFrame(
 
 # %%
 names = ("video", "shift", "modality", "direction", "augmentation")
-figures.sampling_tree(row_l.codes(2), *row_l.matrices(2), names=names, kinds=row_l.kinds)
+_ = figures.sampling_tree(row_l.codes(2), *row_l.matrices(2), names=names, kinds=row_l.kinds)
 # %% [markdown]
 # The counts follow from the tree (Lemmas 6 and 7 of the paper). For 16 videos a batch:
 
@@ -538,6 +541,7 @@ def fit_config(config: GDTConfig, seed: int) -> training.FitConfig:
         warmup_steps=config.warmup_steps,
         schedule=config.schedule,
         precision=config.precision,
+        log_every=max(1, config.steps // 50),
         seed=seed,
     )
 
@@ -557,8 +561,10 @@ def fit_config(config: GDTConfig, seed: int) -> training.FitConfig:
 
 
 # %% tags=["define"]
-def window_features(model: encoders.AudioVisualModel, dataset: object, config: GDTConfig, run: training.World):
-    """Pooled features of sight and of sound for every item of a data set of single windows, with the row of its video."""
+def window_features(
+    model: encoders.AudioVisualModel, dataset: Dataset, config: GDTConfig, run: training.World
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pooled features of sight and of sound for every window of a data set, and the row of the video of every item."""
     clip, log_mel = transforms.ClipEval(config.crop), Augment(config).log_mel
     sight, sound, rows = [], [], []
     with torch.inference_mode():
@@ -753,7 +759,7 @@ for name in config.arms.split(","):
 
 # %%
 floors = {f"({name})": float(losses.loss_floor(*losses.HYPOTHESES[name].matrices(2))[0]) for name in histories}
-figures.learning_curves({f"({n})": (h["step"], h["loss"]) for n, h in histories.items()}, floors=floors)
+_ = figures.learning_curves({f"({n})": (h["step"], h["loss"]) for n, h in histories.items()}, floors=floors)
 # %% [markdown]
 # ## What did each of them learn?
 
@@ -796,13 +802,13 @@ def time_spread(
 
 # %%
 spreads = {f"({name})": time_spread(model, videos, config, run) for name, model in models.items() if name != "random"}
-figures.sensitivity_histogram(spreads)
+_ = figures.sensitivity_histogram(spreads)
 # %% [markdown]
 # ### Nearest neighbours across modalities
 #
 # What a hypothesis trained with sound has learned can be looked at: take a held-out video's *sight* and list the
-# videos whose *sound* lies nearest. Here are the first column's queries with their three nearest; a good network
-# finds the query's own sound, or events that sound alike.
+# videos whose *sound* lies nearest. The first column is the query; a good network finds its own sound, or events that
+# sound alike.
 
 # %%
 crossing = [name for name in histories if losses.HYPOTHESES[name].cross_modal]
@@ -810,7 +816,7 @@ if crossing:
     found = nearest_sounds(models[crossing[-1]], videos, config, run)
     rows = [row for query in list(found)[:4] for row in (query, *found[query][:3])]
     titles = [label for _ in range(4) for label in ("sight of", "1st sound", "2nd", "3rd")]
-    figures.contact_sheet(
+    _ = figures.contact_sheet(
         [show_clip(videos.test, row, config).frames for row in rows], titles=titles, columns=4, count=2
     )
 
@@ -905,7 +911,7 @@ names = {
     "simulated_naive": "independent batch of that size, simulated",
 }
 frame = pd.DataFrame([{"samples": k} | {name: getattr(r, name) for name in names} for k, r in reports.items()])
-figures.variance_plot(frame, x="samples", label="samples a stratum, $K_I$", quantities=names)
+_ = figures.variance_plot(frame, x="samples", label="samples a stratum, $K_I$", quantities=names)
 
 # %% [markdown]
 # The appendix is right; the main text is off by orders of magnitude, and with it the advertised factor $K_V^2$. There
@@ -1035,7 +1041,7 @@ def dry_run(config: GDTConfig) -> dict[str, object]:
         clips=2,
         steps=2,
         warmup_steps=0,
-        samples_per_step=2 * per_video,
+        samples_per_step=per_video,
         workers=0,
         cache=False,
     )

@@ -183,7 +183,7 @@ def test_a_launcher_that_is_ended_takes_its_ranks_with_it(tmp_path: Path, how: s
         process.send_signal(how)
         output = ended(process, LIMIT_S)
         assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
-        assert "Traceback" not in output
+        assert "avssl/cli.py" not in output  # no traceback of ours; an interrupted kernel may print its own
         assert_nothing_left(mark)
 
 

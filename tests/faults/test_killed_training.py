@@ -130,12 +130,12 @@ def assert_same_bits(folder: Path, expected: dict[str, Tensor]) -> None:
     assert not different
 
 
-@pytest.mark.parametrize(("accumulate", "ema"), [(1, 0.0), (2, 0.9)])
+@pytest.mark.parametrize(("accumulate", "ema", "kills"), [(1, 0.0, 1), (2, 0.9, 2)])
 def test_killed_and_restarted_ends_with_the_same_bits(
-    start: Start, tmp_path: Path, accumulate: int, ema: float
+    start: Start, tmp_path: Path, accumulate: int, ema: float, kills: int
 ) -> None:
     folder, chance = tmp_path / "killed", random.Random()
-    stops = sorted(chance.sample(range(6, STEPS - 2), 2))
+    stops = sorted(chance.sample(range(6, STEPS - 2), kills))
     print("killed after steps", stops)  # shown by pytest when the test fails
     for attempt, stop in enumerate(stops):
         # another initialisation each time: whatever the checkpoint forgot would show

@@ -97,6 +97,15 @@ def test_playground_mistakes_are_errors_of_use(run, arguments: list[str]) -> Non
     assert arguments[-1].split("=")[0] in str(ran.exception)
 
 
+def test_grid_without_its_archives_is_an_error_of_use(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    ran = run("grid", tmp_path / "nowhere", "--out", tmp_path / "lips", "--speakers", "s1, s2")
+    assert isinstance(ran.exception, UsageError), ran.output
+    assert "nowhere" in str(ran.exception)
+    (tmp_path / "empty").mkdir()
+    ran = run("grid", tmp_path / "empty", "--out", tmp_path / "lips")
+    assert isinstance(ran.exception, UsageError), ran.output
+
+
 def test_a_summary_counts_and_shortens() -> None:
     clips = pd.DataFrame(
         {

@@ -121,6 +121,40 @@ def test_a_chapter_without_a_data_parameter_says_so(tmp_path: Path) -> None:
         plan_run(manifest, "toy", budget="smoke", data="grid_lips")
 
 
+DRY = """
+# %%
+def make_config(steps: int = 3, rate: float = 0.5) -> dict:
+    if rate < 0:
+        raise ValueError(f"rate={rate} must not be negative")
+    return {"steps": steps, "rate": rate}
+
+
+def dry_run(config: dict) -> dict:
+    return {"hours": config["steps"] * config["rate"], "where": os.getcwd()}
+
+
+# %%
+raise SystemExit("the notebook itself must not run")
+"""
+
+
+def test_a_dry_run_is_the_chapters_own_function_on_its_configuration(tmp_path: Path) -> None:
+    head = HEAD.replace("dry_run: bool = False", "").replace("dry_run={dry_run}", "")
+    write_book(tmp_path, DRY, head=head)
+    ran = avssl("run", "toy", "--budget", "full-big", "-p", "rate=0.25", "--dry-run", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "250.0" in ran.stdout
+    assert str(tmp_path / "chapters" / "01_toy") in ran.stdout
+    assert "nothing was trained" in ran.stdout
+    refused = avssl("run", "toy", "--budget", "smoke", "-p", "rate=-1", "--dry-run", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "must not be negative" in refused.stderr
+    write_book(tmp_path, head=head)
+    without = avssl("run", "toy", "--budget", "smoke", "--dry-run", cwd=tmp_path)
+    assert without.returncode == 2
+    assert "defines no make_config and no dry_run" in without.stderr
+
+
 def test_a_failing_cell_ends_the_run_with_its_traceback(tmp_path: Path) -> None:
     write_book(tmp_path, "\n# %%\nraise ArithmeticError('cannot go on')\n")
     ran = avssl("run", "toy", "--budget", "smoke", "--out", "out", cwd=tmp_path)

@@ -75,7 +75,7 @@ def test_flash_and_click_coincide_in_every_window(tmp_path: Path, suffix: str, c
 
 def test_a_sine_stays_in_phase_across_windows(tmp_path: Path) -> None:
     """Every window of a 440 Hz tone is that tone at the window's own time, to 0.2 % of full scale."""
-    path = encode(tmp_path / "tone.mkv", sound=tone(5.0, rate=44_100, level=0.5), rate=44_100, audio_codec="pcm_s16le")
+    path = encode(tmp_path / "tone.wav", sound=tone(5.0, rate=44_100, level=0.5), rate=44_100, audio_codec="pcm_s16le")
     with MediaReader(path) as reader:
         for start in (0.5, 1.234, 2.7183):
             for rate in (24_000, 16_000, 48_000, 44_100, 8_000):
@@ -88,12 +88,12 @@ def test_a_sine_stays_in_phase_across_windows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rate", [24_000, 16_000])
 def test_resampling_keeps_what_fits_and_removes_what_does_not(tmp_path: Path, rate: int) -> None:
-    low, high = tone(2.0, rate=48_000, hertz=1_000, level=0.4), tone(2.0, rate=48_000, hertz=15_000, level=0.4)
+    low, high = tone(2.0, rate=48_000, hertz=2_000, level=0.4), tone(2.0, rate=48_000, hertz=15_000, level=0.4)
     path = encode(tmp_path / "two.wav", sound=low + high, rate=48_000, audio_codec="pcm_s16le")
     with MediaReader(path) as reader:
         wave = reader.samples(0.5, num_samples=rate, sample_rate=rate).numpy()
     power = np.abs(np.fft.rfft(wave * np.hanning(rate))) ** 2
-    assert np.argmax(power) == 1_000
+    assert np.argmax(power) == 2_000
     alias = abs(15_000 - rate)
     assert 10 * np.log10(power[alias - 3 : alias + 4].max() / power.max()) < -60
 
@@ -107,7 +107,7 @@ def test_rates_and_layouts(tmp_path: Path, rate: int, layout: str, channels: int
     assert clip.waveform is not None and clip.waveform.shape == (24_000,)
     spectrum = np.abs(np.fft.rfft(clip.waveform.numpy()))
     assert np.argmax(spectrum) == 440
-    assert clip.waveform.abs().max() == pytest.approx(0.6, abs=0.08)
+    assert clip.waveform.std() == pytest.approx(0.6 / np.sqrt(2), abs=0.03)
 
 
 @pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_u8", "pcm_f32le", "pcm_f64le", "flac"])
@@ -137,8 +137,10 @@ def test_opposite_channels_cancel_and_loud_ones_do_not_clip(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("codec", ["aac", "libmp3lame", "libopus", "flac", "ac3"])
 def test_a_window_equals_the_same_part_of_the_whole(tmp_path: Path, codec: str) -> None:
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, size=(1, 5 * 48_000)).astype(np.float32)
-    path = encode(tmp_path / "noise.mkv", sound=noise, rate=48_000, audio_codec=codec)
+    # A sweep, not noise: AAC and AC-3 store noise as "noise", and their decoders draw it anew each time.
+    seconds = np.arange(5 * 48_000) / 48_000
+    sweep = 0.5 * np.sin(2 * np.pi * (200 * seconds + 400 * seconds**2))[None].astype(np.float32)
+    path = encode(tmp_path / "sweep.mp4", sound=sweep, rate=48_000, audio_codec=codec)
     whole = read_all(path, fps=None, size=None, sample_rate=48_000).waveform
     assert whole is not None
     with MediaReader(path) as reader:

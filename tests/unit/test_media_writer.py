@@ -46,7 +46,8 @@ def test_tensor_and_array_give_the_same_file(tmp_path: Path) -> None:
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path, codec: str) -> None:
     for name in ("first.mp4", "second, elsewhere.mp4"):
         write_clip(tmp_path / name, numbered(50), tone(2.0, rate=16_000)[0], video_codec=codec, b_frames=2)
-        time.sleep(1.1)  # a file date of whole seconds would show
+        if name == "first.mp4":
+            time.sleep(1.1)  # a file date of whole seconds would show
     first, second = (tmp_path / name for name in ("first.mp4", "second, elsewhere.mp4"))
     assert first.read_bytes() == second.read_bytes()
 

@@ -34,7 +34,7 @@ def project() -> dict[str, Any]:
 def split(requirement: str) -> tuple[str, str]:
     """``"dask[distributed]>=2024.5"`` as ``("dask", ">=2024.5")``."""
     name, _, version = re.match(r"([A-Za-z0-9._-]+)(\[[^]]*\])?(.*)", requirement).groups()
-    return name.lower(), version.replace(" ", "")
+    return name.lower().replace("_", "-"), version.replace(" ", "")  # conda-forge spells some names with _
 
 
 def test_conda_and_pip_ask_for_the_same_names_and_ranges(project: dict[str, Any]) -> None:

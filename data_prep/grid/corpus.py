@@ -1,9 +1,4 @@
-"""GRID lips: a real corpus small enough for two cores, from the public GRID archives or from a folder that has
-``words.csv``.
-
-GRID is 34 talkers saying a thousand three-second sentences each. ``build_grid`` cuts the lower face out of the
-published videos and writes small MPEG-4 files with their 6,000 timed words a talker; ``open_grid`` opens what it
-wrote, or any folder with the same table. Nothing is downloaded here: the archives come from the corpus's own pages.
+"""A folder of GRID clips with its table ``words.csv`` as a corpus: sentence labels, and six timed words each.
 
 A sentence is held out for testing when the CRC-32 of its bare file name, extension included, is 0 modulo 5.
 """
@@ -18,11 +13,9 @@ import pandas as pd
 
 from avssl_core.data import Corpus, index_folder
 from avssl_core.data.corpus import INDEX_FILE, split_of
-from data_prep.grid_words import KINDS, GridError, Sentence, decode_name, parse_alignment, read_words
+from data_prep.grid.words import KINDS, GridError, Sentence, read_words
 
 WORDS_FILE = "words.csv"
-
-__all__ = ["KINDS", "GridError", "corpus_of", "decode_name", "is_grid", "open_grid", "parse_alignment"]
 
 
 def is_grid(folder: str | Path) -> bool:

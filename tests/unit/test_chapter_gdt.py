@@ -1,0 +1,158 @@
+"""The GDT chapter's own definitions, tested like library code: layout of the leaves, both losses, a whole cell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from avssl_core import losses, training
+from avssl_core.reporting import load_claim_sheet, load_definitions, read_budget
+
+CHAPTER = Path(__file__).resolve().parents[2] / "chapters" / "01_gdt"
+
+
+@pytest.fixture(scope="module")
+def gdt() -> ModuleType:
+    return load_definitions(CHAPTER / "gdt.py")
+
+
+@pytest.fixture(scope="module")
+def tiny(gdt: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> object:
+    cache = pytest.MonkeyPatch()
+    cache.setenv("AVSSL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    config = gdt.make_config(
+        clips=32, num_frames=4, fps=4.0, decode_size=20, crop=16, samples_per_step=16, steps=2, warmup_steps=0,
+        width=4, audio_width=4, embed_dim=8, shifts=2, variance_batches=3, device="cpu",
+    )  # fmt: skip
+    yield config
+    cache.undo()
+
+
+class _Named(nn.Module):
+    """An "encoder" whose embedding says what it saw: the mean of the first and of the second half of the time axis."""
+
+    def forward(self, video: Tensor, sound: Tensor | None = None) -> tuple[Tensor, Tensor] | Tensor:
+        z_v = torch.stack([half.flatten(1).mean(1) for half in video.chunk(2, dim=2)], 1)
+        if sound is None:
+            return z_v
+        return z_v, torch.stack([half.flatten(1).mean(1) for half in sound.chunk(2, dim=3)], 1)
+
+
+class _Plain:
+    """No augmentation: the leaves can be told apart by their contents alone."""
+
+    def sight(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        return frames.transpose(1, 2).float()
+
+    def sound(self, waveform: Tensor, generator: torch.Generator) -> Tensor:
+        return waveform[:, None, None, :]
+
+
+def _marked_batch(videos: int, shifts: int) -> dict[str, Tensor]:
+    """Every window holds 10 * video + shift in its first half and minus that in its second; sound a hundred more."""
+    mark = 10.0 * torch.arange(1, videos + 1)[:, None] + torch.arange(1, shifts + 1)  # (N, K_tau)
+    halves = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    frames = (mark[..., None] * halves)[..., None, None, None].expand(videos, shifts, 4, 3, 2, 2)
+    return {"frames": frames, "waveform": (100 + mark[..., None]) * halves}
+
+
+@pytest.mark.parametrize("name", list("aefghijklm"))
+def test_leaves_stand_where_their_codes_say(gdt: ModuleType, name: str) -> None:
+    row = losses.HYPOTHESES[name]
+    batch = _marked_batch(3, row.branches[0])
+    z = gdt.embed_leaves(_Named(), _Plain(), batch, row, torch.Generator())
+    assert z.shape[:5] == row.counts(3)
+    for (i, tau, m, r, _), leaf in zip(row.codes(3).tolist(), z.flatten(0, 4), strict=True):
+        mark = 10 * (i + 1) + (tau + 1) + (100 if m == 1 else 0)
+        expected = [-mark, mark] if r == 1 else [mark, -mark]  # reversal exchanges the halves, in both modalities
+        assert leaf.tolist() == pytest.approx(expected)
+
+
+def test_variants_are_the_releases(gdt: ModuleType) -> None:
+    row = losses.HYPOTHESES["l"]
+    z = torch.randn(5, 2, 2, 2, 1, 8)
+    variants = gdt.variants_of(z, row)
+    assert set(variants) == {"A", "B", "C", "D"}
+    assert torch.equal(variants["B"][0], z[:, 1, 0, 0, 0])  # second shift, sight, forward
+    assert torch.equal(variants["C"][1], z[:, 0, 1, 1, 0])  # first shift, sound, reversed
+
+
+def test_every_claimed_arm_is_defined_and_every_arm_described(gdt: ModuleType) -> None:
+    sheet = load_claim_sheet(CHAPTER / "claims.yaml")
+    assert {arm for claim in sheet.claims for arm in claim.arms} <= set(gdt.ARMS)
+    assert set(sheet.arms) <= set(gdt.ARMS)
+
+
+@pytest.mark.parametrize("budget", ["smoke", "small", "record", "full-kinetics400", "full-audioset"])
+def test_budgets_fit_the_configuration(gdt: ModuleType, budget: str) -> None:
+    assert gdt.make_config(**read_budget(CHAPTER, budget)).steps > 0
+
+
+def test_unknown_parameters_name_the_nearest(gdt: ModuleType) -> None:
+    with pytest.raises(ValueError, match="stepz.*steps"):
+        gdt.make_config(stepz=3)
+
+
+@pytest.mark.parametrize("arm", ["l", "a", "h-pairwise", "supervised", "random", "gradient-hierarchical"])
+def test_a_cell_runs_and_repeats_itself(gdt: ModuleType, tiny: object, arm: str) -> None:
+    first, second = (gdt.run_cell(arm, 3, tiny) for _ in range(2))
+    assert first == second  # a cell is a function of (arm, seed, configuration)
+    if not arm.startswith("gradient"):
+        assert {"event_sight", "direction_sight", "identity_sight", "time_sensitivity"} <= set(first)
+        assert all(0 <= value <= 1 for name, value in first.items() if name.endswith(("sight", "sound", "r1")))
+
+
+def test_mismatched_arm_hears_another_video(gdt: ModuleType, tiny: object) -> None:
+    own, other = (gdt.open_corpus(tiny, 0, overdub) for overdub in (False, True))
+    assert set(own.index["label_match"]) == {"yes"} and set(other.index["label_match"]) == {"no"}
+
+
+def test_two_ranks_never_share_a_video_code(gdt: ModuleType) -> None:
+    row = losses.HYPOTHESES["l"]
+    first, second = (set(row.codes(4, rank=rank)[:, 0].tolist()) for rank in (0, 1))
+    assert not first & second
+
+
+def test_equal_samples_whatever_the_hypothesis(gdt: ModuleType, tiny: object) -> None:
+    videos = gdt.open_videos(tiny, 0)
+    seen = []
+
+    def listen(row: object, config: object) -> int:
+        z_shape = losses.HYPOTHESES[row].counts(config.samples_per_step // _product(losses.HYPOTHESES[row].branches))
+        return _product(z_shape)
+
+    for name in "aefghijklm":
+        seen.append(listen(name, tiny))
+    assert set(seen) == {tiny.samples_per_step}
+    _, fitted = gdt.pretrain(gdt.ARMS["m"], replace(tiny, steps=1), videos, 0, training.World.single())
+    assert fitted.steps == 1
+
+
+def _product(numbers: tuple[int, ...]) -> int:
+    total = 1
+    for number in numbers:
+        total *= number
+    return total
+
+
+def test_dry_run_measures_and_projects(gdt: ModuleType, tiny: object) -> None:
+    report = gdt.dry_run(tiny)
+    assert {"network input", "parameters", "measured", "projection"} <= set(report)
+    assert "GiB" in report["projection"]
+
+
+@pytest.mark.slow
+def test_cross_modal_training_learns_what_random_weights_do_not(gdt: ModuleType, tiny: object) -> None:
+    """Small and honest: after training, the sound of a held-out video is found from its sight more often than before."""
+    config = replace(
+        tiny, clips=96, num_frames=8, fps=8.0, decode_size=36, crop=32, samples_per_step=64, steps=120, lr=3e-3
+    )
+    config = replace(config, width=8, audio_width=8, embed_dim=32, shifts=4)
+    before, after = (gdt.run_cell(arm, 0, config) for arm in ("random", "e"))
+    assert after["final_loss"] < torch.log(torch.tensor(32.0)) - 0.3  # log N is what knowing nothing costs
+    assert after["sound_from_sight_r5"] >= before["sound_from_sight_r5"]
