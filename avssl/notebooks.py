@@ -65,7 +65,7 @@ def execute_chapter(
     from nbclient import NotebookClient
 
     notebook = read_script(chapter.script)
-    with kernel_home({"AVSSL_BUDGET": budget}) as home:
+    with kernel_home({"AVSSL_BUDGET": budget, "AVSSL_QUIET": "1"}) as home:
         client = NotebookClient(
             notebook,
             timeout=timeout_s,

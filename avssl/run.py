@@ -182,7 +182,7 @@ def execute(plan: Plan, *, rank: int = 0, progress: bool = True) -> Outcome:
         resolved = {"chapter": plan.chapter.name, "budget": plan.budget, "parameters": dict(plan.parameters)}
         _write_json(plan.run_dir / "parameters.json", resolved)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters whose annotation it cannot read
-    variables = {"AVSSL_BUDGET": plan.budget, "AVSSL_RUN_DIR": str(plan.run_dir)}
+    variables = {"AVSSL_BUDGET": plan.budget, "AVSSL_RUN_DIR": str(plan.run_dir), "AVSSL_QUIET": "1"}
     started = time.perf_counter()
     try:
         with kernel_home(variables) as home, _log(plan, rank, echo=progress) as log:

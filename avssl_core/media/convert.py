@@ -104,9 +104,9 @@ class Converter:
         planar = self._scaler.reformat(
             frame, width=width, height=height, format="gbrp", interpolation=_SCALING, threads=1
         )
-        out = np.empty((3, height, width), np.uint8)
+        out, planes = np.empty((3, height, width), np.uint8), planar.planes
         for channel, index in _PLANES:
-            plane = planar.planes[index]
+            plane = planes[index]
             out[channel] = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)[:, :width]
         return out
 

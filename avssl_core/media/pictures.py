@@ -175,11 +175,11 @@ class PictureTrack(Track):
     def _decode_run(self, run: Run, wanted: set[int]) -> dict[int, av.VideoFrame] | None:
         """Decode until all wanted frames are out, skipping what nothing refers to; ``None`` if one stays missing."""
         found: dict[int, av.VideoFrame] = {}
-        context, skipping = self.stream.codec_context, "DEFAULT"
+        context, skipping, skips = self.stream.codec_context, "DEFAULT", self.stream.codec_context.has_b_frames
         last = max(i for i, packet in enumerate(run.packets) if packet.pts in wanted)
         for packet in [*run.packets[: last + 1], None]:
             skip = "DEFAULT" if packet is None or packet.pts in wanted else "NONREF"
-            if skip != skipping:
+            if skips and skip != skipping:
                 context.skip_frame = skipping = skip
             for frame in self.decode(packet):
                 if frame.pts is not None and frame.pts >= run.packets[0].pts:

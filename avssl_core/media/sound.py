@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avssl_core.media.errors import DecodeError, NoAudioError, WindowError
+from avssl_core.media.resample import resample
 from avssl_core.media.tracks import RETREATS, Track, is_flush, stamp
 
 Samples: TypeAlias = npt.NDArray[np.float32]
@@ -206,15 +207,6 @@ def mono(frame: av.AudioFrame) -> Samples:
     if len(data) > 2:
         data = data[[i for i, channel in enumerate(frame.layout.channels) if channel.name != "LFE"]]
     return np.asarray(data.mean(axis=0, dtype=np.float32))
-
-
-def resample(samples: Samples, rate: int, new_rate: int) -> Samples:
-    """Band-limited resampling (libswresample) of one mono signal; output ``k`` is at time ``k / new_rate``."""
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
-    frame.sample_rate, frame.pts = rate, 0
-    resampler = av.AudioResampler(format="fltp", layout="mono", rate=new_rate)
-    parts = [part.to_ndarray()[0] for part in [*resampler.resample(frame), *resampler.resample(None)]]
-    return np.concatenate(parts)
 
 
 def _aligned(first: int, asked: float, ratio: float) -> int:

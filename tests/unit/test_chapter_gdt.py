@@ -94,7 +94,7 @@ def test_budgets_fit_the_configuration(gdt: ModuleType, budget: str) -> None:
 
 
 def test_unknown_parameters_name_the_nearest(gdt: ModuleType) -> None:
-    with pytest.raises(ValueError, match="stepz.*steps"):
+    with pytest.raises(ValueError, match=r"stepz.*steps"):
         gdt.make_config(stepz=3)
 
 
@@ -144,15 +144,3 @@ def test_dry_run_measures_and_projects(gdt: ModuleType, tiny: object) -> None:
     report = gdt.dry_run(tiny)
     assert {"network input", "parameters", "measured", "projection"} <= set(report)
     assert "GiB" in report["projection"]
-
-
-@pytest.mark.slow
-def test_cross_modal_training_learns_what_random_weights_do_not(gdt: ModuleType, tiny: object) -> None:
-    """Small and honest: after training, the sound of a held-out video is found from its sight more often than before."""
-    config = replace(
-        tiny, clips=96, num_frames=8, fps=8.0, decode_size=36, crop=32, samples_per_step=64, steps=120, lr=3e-3
-    )
-    config = replace(config, width=8, audio_width=8, embed_dim=32, shifts=4)
-    before, after = (gdt.run_cell(arm, 0, config) for arm in ("random", "e"))
-    assert after["final_loss"] < torch.log(torch.tensor(32.0)) - 0.3  # log N is what knowing nothing costs
-    assert after["sound_from_sight_r5"] >= before["sound_from_sight_r5"]
