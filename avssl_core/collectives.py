@@ -28,7 +28,8 @@ class Collectives(Protocol):
 
         ``(B, ...)`` on each process becomes ``(world_size * B, ...)``. The backward pass sums the gradients that all
         processes have for the rows of this one, so that after the usual averaging of parameter gradients the result
-        equals that of one process on the joint batch, if the loss of the joint batch is the mean of the per-process losses.
+        equals that of one process on the joint batch, if the loss of the joint batch is the mean of the per-process
+        losses.
         """
 
     def sum(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Where a chapter's parameters come from, inside the notebook.
 
-Precedence: what papermill injected, then the budget that ``AVSSL_BUDGET`` names, then what the parameters cell says. Papermill
-only warns about a parameter that the notebook does not have; here it is an error that names the nearest ones.
+Precedence: what papermill injected, then the budget that ``AVSSL_BUDGET`` names, then what the parameters cell says.
+Papermill only warns about a parameter that the notebook does not have; here it is an error that names the nearest ones.
 """
 
 from __future__ import annotations

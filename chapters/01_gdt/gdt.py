@@ -18,9 +18,9 @@
 # Compositions of Transformations in Contrastive Self-Supervised Learning*, ICCV 2021 ([arXiv
 # 2003.04298](https://arxiv.org/abs/2003.04298)).
 #
-# **What this chapter costs.** Budget `small`, as shown: two CPU cores, about a quarter of an hour, four hypotheses trained
-# from scratch on 400 videos. `smoke`: a minute. The recorded verdicts near the end took hours, five seeds an arm; the
-# commands to redo them, and the paper's own run on Kinetics-400, stand in the last section.
+# **What this chapter costs.** Budget `small`, as shown: two CPU cores, about a quarter of an hour, four hypotheses
+# trained from scratch on 400 videos. `smoke`: about a minute. The recorded verdicts near the end take hours, five seeds
+# an arm; the commands to redo them, and the paper's own run on Kinetics-400, stand in the last section.
 #
 # ## The claim, and why it matters
 #
