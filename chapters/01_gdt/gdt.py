@@ -527,6 +527,7 @@ def pretrain(
         objective(arm, config, run),
         fit_config(config, seed),
         world=run,
+        context={**vars(config), "arm": arm.row, "loss of": arm.loss},
         **fit_options,
     )
     return model.eval(), result
@@ -743,13 +744,21 @@ def run_cell(arm: str, seed: int, config: GDTConfig) -> dict[str, float]:
 # the same number of steps, with the same number of encoded samples a step. So (e) sees 128 videos a step once, and (l)
 # 32 videos in four variants each.
 
+
 # %%
+def folder(name: str) -> Path | None:
+    """Where an arm's checkpoints and logs go: into the run's folder, if this is a run; a run that was cut off goes on."""
+    return Path(os.environ["AVSSL_RUN_DIR"], name) if "AVSSL_RUN_DIR" in os.environ else None
+
+
 results: dict[str, dict[str, float]] = {}
 models: dict[str, encoders.AudioVisualModel] = {"random": build_model(config, config.seed).to(run.device).eval()}
 histories: dict[str, pd.DataFrame] = {}
 for name in config.arms.split(","):
     with training.LiveCurve("loss", label=f"loss of ({name}), nats") as curve:
-        models[name], fitted = pretrain(ARMS[name], config, videos, config.seed, run, on_log=curve)
+        models[name], fitted = pretrain(
+            ARMS[name], config, videos, config.seed, run, on_log=curve, run_dir=folder(name)
+        )
     histories[name] = fitted.history
     print(f"({name})  {fitted.summary()}")
 
