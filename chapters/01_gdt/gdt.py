@@ -747,7 +747,7 @@ def run_cell(arm: str, seed: int, config: GDTConfig) -> dict[str, float]:
 
 # %%
 def folder(name: str) -> Path | None:
-    """Where an arm's checkpoints and logs go: into the run's folder, if this is a run; a run that was cut off goes on."""
+    """Where an arm keeps checkpoints and logs: in the run's folder, so that a run that was cut off goes on."""
     return Path(os.environ["AVSSL_RUN_DIR"], name) if "AVSSL_RUN_DIR" in os.environ else None
 
 
@@ -837,10 +837,19 @@ if crossing:
 # *reproduced* needs the 95 % interval of the paired difference above zero, *not reproduced* needs it below the effect
 # that we had said would matter, and everything else is *undecided at this size*.
 
+
+# %% tags=["define"]
+def verdicts(ledgers: list[reporting.Ledger], corpus: str) -> Markdown:
+    """The recorded claims about one corpus, as a table: each with the paper's figure, ours, and its control."""
+    shown = ["statement", "paper", "metric", "effect", "95 % interval", "seeds", "verdict", "control"]
+    tables = [reporting.claims_table(ledger, corpus=corpus)[shown] for ledger in ledgers]
+    texts = [reporting.to_markdown(table) for table in tables if len(table)]
+    return Markdown("\n\n".join(texts) or "*Nothing recorded yet: `avssl record gdt` runs the cells.*")
+
+
 # %%
 ledgers = reporting.read_ledgers(CHAPTER.parents[1], "gdt")
-recorded = [reporting.claims_table(ledger, corpus="playground") for ledger in ledgers]
-display(Markdown("\n\n".join(map(reporting.to_markdown, recorded)) or "*No claims recorded yet: `avssl record gdt`.*"))
+display(verdicts(ledgers, "playground"))
 
 
 # %% tags=["define"]
@@ -886,9 +895,7 @@ for ledger in ledgers:
 # archives. The figures are the ledger's; no faces are shown here.
 
 # %%
-recorded = [reporting.claims_table(ledger, corpus="grid") for ledger in ledgers]
-recorded = [table for table in recorded if len(table)]
-display(Markdown("\n\n".join(map(reporting.to_markdown, recorded)) or "*No claims recorded yet: `avssl record gdt`.*"))
+display(verdicts(ledgers, "grid"))
 
 # %%
 arms_figure(ledgers, "grid", "digit_sight", "digit accuracy from sight (chance 0.1)")
@@ -1097,4 +1104,4 @@ if run.is_main and "AVSSL_RUN_DIR" in os.environ:
         json.dumps({"claims": claims, "this run": results}, indent=1)
     )
 assert all(np.isfinite(list(metrics.values())).all() for metrics in results.values())
-reporting.claims_table(ledgers)[["id", "verdict"]] if ledgers else "no claims recorded yet"
+reporting.claims_table(ledgers)[["claim", "effect", "seeds", "verdict"]] if ledgers else "no claims recorded yet"
