@@ -11,6 +11,7 @@ Evaluation never replaces anything: there a failure is an error.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -71,7 +72,8 @@ class _Windows:
         frames, sounds = (
             self._from_file(row, starts) if self.cache is None else self._from_cache(self.cache, row, starts)
         )
-        item = Item(frames=torch.stack(frames), start_s=starts, row=row, group=int(self._groups[row]), bad=[])
+        stacked = _middle_square(torch.stack(frames)) if self.spec.square else torch.stack(frames)
+        item = Item(frames=stacked, start_s=starts, row=row, group=int(self._groups[row]), bad=[])
         if sounds:
             item["waveform"] = torch.stack(sounds)
         return item
@@ -291,7 +293,8 @@ def collate(items: Sequence[Item]) -> dict[str, Any]:
             shapes = {tuple(value.shape) for value in values}
             if len(shapes) > 1:
                 raise ValueError(
-                    f"{name} of different shapes {sorted(shapes)} in one batch; set WindowSpec.size=(height, width)"
+                    f"{name} of different shapes {sorted(shapes)} in one batch; "
+                    "set square=True or size=(height, width) in the WindowSpec"
                 )
             batch[name] = torch.stack(values)
         elif name == "bad":
@@ -301,9 +304,17 @@ def collate(items: Sequence[Item]) -> dict[str, Any]:
     return batch
 
 
+def _middle_square(frames: Tensor) -> Tensor:
+    """``(..., H, W)`` to ``(..., S, S)`` with ``S = min(H, W)``, cut from the middle."""
+    height, width = frames.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return frames[..., top : top + side, left : left + side]
+
+
 def _one_window(spec: WindowSpec) -> WindowSpec:
     """Placed windows may overlap: a clip fits if it holds one of them."""
-    return WindowSpec(spec.num_frames, spec.fps, spec.size, spec.sample_rate, spec.audio_s)
+    return replace(spec, windows=1, min_gap_s=0.0)
 
 
 def _of_kind(corpus: Corpus, kind: str) -> Any:

@@ -31,6 +31,8 @@ class WindowSpec:
         audio_s: length of the sound in seconds, from the same start; by default that of the video.
         windows: windows per clip (K).
         min_gap_s: smallest distance between the starts of two windows of a clip.
+        square: cut the middle square of ``size`` out of every frame, so that clips of any shape fit one batch. Needs
+            ``size`` as the length of the shorter side.
     """
 
     num_frames: int
@@ -40,8 +42,11 @@ class WindowSpec:
     audio_s: float | None = None
     windows: int = 1
     min_gap_s: float = 0.0
+    square: bool = False
 
     def __post_init__(self) -> None:
+        if self.square and not isinstance(self.size, int):
+            raise ValueError(f"square needs size as the length of the shorter side, in pixels; got size={self.size!r}")
         if self.num_frames < 1 or self.fps <= 0 or self.windows < 1 or self.min_gap_s < 0:
             raise ValueError(f"need num_frames >= 1, fps > 0, windows >= 1, min_gap_s >= 0; got {self}")
         if self.sample_rate is not None and self.sample_rate < 1:

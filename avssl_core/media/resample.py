@@ -1,9 +1,9 @@
 """Band-limited change of sample rate, fast for the short stretches that random windows are.
 
-A windowed sinc evaluated at the output times, gathered so that one matrix product does a block of outputs at a time: the
-block of inputs that a block of outputs sees, times a kernel that is the same for every block and kept between calls.
-libswresample through a filter graph takes four times as long for a one-second window, most of it in setting up, and is
-5 to 20 dB less accurate.
+A windowed sinc evaluated at the output times, gathered so that one matrix product does a block of outputs at a time:
+the inputs that a block of outputs sees, times a kernel that is the same for every block and kept between calls. For a
+one-second window libswresample's filter graph takes about four times as long, most of it to set up, and is 5 to 20 dB
+less accurate.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# Zero crossings of the sinc on either side, the share of the band that is kept, and the window's shape. Together: 1e-5 of
-# full scale at most, in the pass band up to 0.8 of the lower Nyquist rate and in what is left of tones above it by 1.2.
+# Zero crossings of the sinc on either side, the share of the band that is kept, and the window's shape. Together the
+# error is 1e-5 of full scale at most: for tones below 0.8 of the lower Nyquist rate, and in what is left above 1.2 of it.
 _CROSSINGS = 24
 _PASS = 0.95
 _BETA = 9.0
-# New inputs a block, roughly; and the largest kernel worth keeping. Rates without a common divisor would need gigabytes.
+# New inputs a block, roughly; and the largest kernel worth keeping (rates without common divisors would need gigabytes).
 _BLOCK = 160
 _MAX_KERNEL = 2_000_000
 

@@ -217,6 +217,7 @@ def window_spec(config: GDTConfig, windows: int = 1) -> avdata.WindowSpec:
         sample_rate=config.sample_rate,
         windows=windows,
         min_gap_s=config.min_gap_s,
+        square=True,  # files of any shape in one batch
     )
 
 

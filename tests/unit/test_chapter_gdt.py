@@ -144,3 +144,28 @@ def test_dry_run_measures_and_projects(gdt: ModuleType, tiny: object) -> None:
     report = gdt.dry_run(tiny)
     assert {"network input", "parameters", "measured", "projection"} <= set(report)
     assert "GiB" in report["projection"]
+
+
+def test_any_folder_of_clips_can_be_learned_from(
+    gdt: ModuleType, tiny: object, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of many shapes, codecs and rates, without a label."""
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path))
+    config = replace(tiny, data=str(real_data / "av_events"))
+    videos = gdt.open_videos(config, 0)
+    assert videos.kinds == () and len(videos.test) >= 5
+    model, fitted = gdt.pretrain(gdt.ARMS["j"], config, videos, 0, training.World.single())
+    metrics = gdt.evaluate(model, videos, config, training.World.single())
+    assert set(metrics) == {"time_sensitivity", "sound_from_sight_r1", "sound_from_sight_r5"}
+    neighbours = gdt.nearest_sounds(model, videos, config, training.World.single())
+    assert all(sorted(near) == sorted(neighbours) for near in neighbours.values())
+
+
+def test_grid_lips_brings_its_words(
+    gdt: ModuleType, tiny: object, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path))
+    monkeypatch.setenv("AVSSL_DATA", str(real_data))
+    corpus = gdt.open_corpus(replace(tiny, data="grid"), 0)
+    assert (corpus.index["split"] == "test").sum() == 208
+    assert {"command", "colour", "digit"} <= set(corpus.timed["kind"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from tiny_corpora import FPS, RATE, first_level, write_corpus
 
+from avssl_core import media
 from avssl_core.data import (
     Corpus,
     CorpusError,
@@ -21,6 +23,7 @@ from avssl_core.data import (
     WindowSpec,
     collate,
     make_loader,
+    open_corpus,
 )
 
 SPEC = WindowSpec(8, FPS, size=(16, 20), sample_rate=RATE, windows=2, min_gap_s=0.32)
@@ -170,3 +173,24 @@ def test_a_clip_that_the_cache_found_shorter_than_its_index_says_is_bad(tmp_path
     assert data.rows.tolist() == [1]
     with pytest.raises(TooManyBadClipsError, match=r"clip_1.mp4: .*0.400 s cannot hold 2 windows"):
         data[0, 0]
+
+
+def test_square_cuts_the_middle_so_that_any_shapes_fit_one_batch(tmp_path: Path) -> None:
+    wide, tall = (np.zeros((30, *shape, 3), np.uint8) for shape in ((24, 48), (48, 24)))
+    wide[:, :, 12:36], tall[:, 12:36] = 200, 200  # what lies in the middle
+    (tmp_path / "clips").mkdir()
+    for name, frames in (("wide", wide), ("tall", tall)):
+        media.write_clip(tmp_path / "clips" / f"{name}.mp4", frames, fps=FPS, quantiser=2)
+    corpus = open_corpus(tmp_path / "clips", progress=False)
+    spec = WindowSpec(4, FPS, size=24, windows=1)
+    with pytest.raises(ValueError, match="square=True"):
+        collate([WindowDataset(corpus, spec, seed=0)[0, n] for n in (0, 1)])
+    square = WindowDataset(corpus, replace(spec, square=True), seed=0)
+    batch = collate([square[0, n] for n in (0, 1)])
+    assert batch["frames"].shape == (2, 1, 4, 3, 24, 24)
+    assert batch["frames"].float().mean() > 180  # nothing of the dark sides
+
+
+def test_square_needs_the_shorter_side() -> None:
+    with pytest.raises(ValueError, match="size=None"):
+        WindowSpec(4, FPS, square=True)

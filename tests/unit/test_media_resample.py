@@ -40,7 +40,7 @@ def test_it_agrees_with_libswresample(rate: int, new_rate: int) -> None:
     low /= np.abs(low).max()
     ours, theirs = resample(low, rate, new_rate), _resample_by_libav(low, rate, new_rate)
     inner = slice(len(ours) // 10, -len(ours) // 10)
-    assert decibel((ours[inner] - theirs[: len(ours)][inner])) < -60
+    assert decibel(ours[inner] - theirs[: len(ours)][inner]) < -60
 
 
 @pytest.mark.parametrize("length", [1, 2, 159, 160, 161, 5000])
