@@ -70,7 +70,7 @@ class MediaInfo:
         duration_s: until when *every* track has content; windows may lie in ``[start_s, duration_s]``.
         video: the picture track, or ``None``.
         audio: the sound track, or ``None``.
-        container: libav's name of the container format.
+        container: libav's first name of the container format: ``mov`` (which is mp4), ``matroska``, ``avi``, …
         start_s: from when every track has content; above 0 where the sound begins after the picture.
         header_s: what the container's header promises; more than the tracks' durations where it is wrong.
     """
@@ -101,7 +101,7 @@ def describe_tracks(
         duration_s=min(spans),
         video=replace(video, duration_s=spans[0]) if video is not None else None,
         audio=audio,
-        container=container.format.name,
+        container=container.format.name.split(",")[0],
         start_s=max(0.0, tracks[-1].start_s - origin),
         header_s=container.duration / av.time_base if container.duration is not None else max(spans),
     )

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 # Zero crossings of the sinc on either side, the share of the band that is kept, and the window's shape. Together the
-# error is 1e-5 of full scale at most: for tones below 0.8 of the lower Nyquist rate, and in what is left above 1.2 of it.
+# error is 1e-5 of full scale: for tones below 0.8 of the lower Nyquist rate, and in what is left of tones above 1.2.
 _CROSSINGS = 24
 _PASS = 0.95
 _BETA = 9.0
-# New inputs a block, roughly; and the largest kernel worth keeping (rates without common divisors would need gigabytes).
+# New inputs a block, roughly; and the largest kernel worth keeping (rates without common divisors need gigabytes).
 _BLOCK = 160
 _MAX_KERNEL = 2_000_000
 

@@ -224,3 +224,27 @@ def test_the_sweep_finds_processes_whose_parent_is_gone() -> None:
     assert len(sweep(run_id)) >= 1
     assert processes_of(run_id) == []
     assert sweep(uuid.uuid4().hex) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_first_chapter_runs_on_two_processes(tmp_path: Path) -> None:
+    """GDT at smoke through the command line: both ranks end, agree on the weights, and rank 0 speaks for them."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "avssl", "run", "gdt", "--budget", "smoke", "-p", "arms=l", "--nproc", "2"]
+    ran = subprocess.run(
+        [*command, "--out", str(out)],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    said = [_printed(out / name) for name in ("gdt.ipynb", "gdt.rank1.ipynb")]
+    assert all("steps in" in text and "on 2 × cpu" in text for text in said)
+    assert json.loads((out / "claims.json").read_text())["this run"].keys() == {"random", "l"}
+
+
+def _printed(notebook: Path) -> str:
+    cells = nbformat.read(notebook, as_version=4).cells
+    return "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", []) if o.output_type == "stream")

@@ -154,7 +154,7 @@ def test_any_folder_of_clips_can_be_learned_from(
     config = replace(tiny, data=str(real_data / "av_events"))
     videos = gdt.open_videos(config, 0)
     assert videos.kinds == () and len(videos.test) >= 5
-    model, fitted = gdt.pretrain(gdt.ARMS["j"], config, videos, 0, training.World.single())
+    model, _ = gdt.pretrain(gdt.ARMS["j"], config, videos, 0, training.World.single())
     metrics = gdt.evaluate(model, videos, config, training.World.single())
     assert set(metrics) == {"time_sensitivity", "sound_from_sight_r1", "sound_from_sight_r5"}
     neighbours = gdt.nearest_sounds(model, videos, config, training.World.single())
