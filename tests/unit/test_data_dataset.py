@@ -144,7 +144,7 @@ def test_batches_stack_items(corpus: Corpus, cache: DecodedCache) -> None:
 
 def test_clips_of_different_sizes_cannot_be_stacked() -> None:
     items = [{"frames": torch.zeros(1, 2, 3, 4, width, dtype=torch.uint8), "bad": []} for width in (4, 5)]
-    with pytest.raises(ValueError, match=r"WindowSpec.size=\(height, width\)"):
+    with pytest.raises(ValueError, match=r"square=True or size=\(height, width\)"):
         collate(items)  # type: ignore[arg-type]
 
 
