@@ -11,6 +11,7 @@ gathers with gradient, so that many processes compute what one would on the join
 from __future__ import annotations
 
 import atexit
+import inspect
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,10 @@ from torch.nn.parallel import DistributedDataParallel
 from avssl_core.collectives import LOCAL, Collectives
 
 Result = TypeVar("Result")
+_DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+_WITHOUT_BUFFER_BROADCAST: dict[str, Any] = {  # torch 2.14 renamed the option
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
+}
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -47,7 +52,8 @@ class _GatherWithGradient(torch.autograd.Function):
 
 def _all_gather(x: Tensor) -> Tensor:
     out = x.new_empty((dist.get_world_size() * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(out, x.detach().contiguous())
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.14 renamed it
+    all_gather(out, x.detach().contiguous())
     return out
 
 
@@ -175,9 +181,9 @@ class World:
         """``model`` for training: itself on one process, inside ``DistributedDataParallel`` on several.
 
         Batch norm: on CUDA, layers are converted to ``SyncBatchNorm`` *in place* and normalise over the joint batch; on
-            the CPU,
-        where torch has no such layer, each process normalises over its own part. DDP's own broadcast of buffers is off,
-        as it breaks a loss that calls the model twice; :meth:`sync_buffers` takes its place between steps.
+        the CPU, where torch has no such layer, each process normalises over its own part. DDP's own broadcast of
+        buffers is off, as it breaks a loss that calls the model twice; :meth:`sync_buffers` takes its place between
+        steps.
         """
         if self.world_size == 1:
             return model
@@ -187,8 +193,8 @@ class World:
         return DistributedDataParallel(
             model,
             device_ids=[self.device.index] if on_cuda else None,
-            broadcast_buffers=False,
             find_unused_parameters=find_unused_parameters,
+            **_WITHOUT_BUFFER_BROADCAST,
         )
 
     @torch.no_grad()
