@@ -106,7 +106,7 @@ def show_outcome(outcome: Outcome) -> None:
     if outcome.claims:
         console.print(to_rich(claims_frame(outcome.claims)))
     else:
-        console.print("This run left no claims (no claims.json in its run directory).")
+        console.print("No claims are recorded yet: `avssl record` runs their cells.")
     console.print(f"finished in {duration(outcome.wall_s)}")
     for label, path in (("notebook", outcome.notebook), ("html", outcome.html)):
         if path is not None:

@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 from avssl_core import losses, training
+from avssl_core.data import Corpus
+from avssl_core.media import write_clip
 from avssl_core.reporting import load_claim_sheet, load_definitions, read_budget
 
 CHAPTER = Path(__file__).resolve().parents[2] / "chapters" / "01_gdt"
@@ -169,3 +172,38 @@ def test_grid_lips_brings_its_words(
     corpus = gdt.open_corpus(replace(tiny, data="grid"), 0)
     assert (corpus.index["split"] == "test").sum() == 208
     assert {"command", "colour", "digit"} <= set(corpus.timed["kind"])
+
+
+def test_the_papers_protocols_on_a_folder_with_a_subfolder_a_class(
+    gdt: ModuleType, tiny: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silent files, as half of HMDB-51 is; bright and dark classes, so that fine-tuning has something to find."""
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    for number in range(16):
+        name, level = ("bright", 210) if number % 2 else ("dark", 40)
+        _write_flat(tmp_path / "actions" / ("test" if number < 4 else "train") / name / f"{number}.mp4", level)
+    _write_flat(tmp_path / "actions" / "test" / "rare" / "only.mp4", 128)  # a class without a video to learn from
+    config = replace(tiny, downstream=str(tmp_path / "actions"))
+    videos = gdt.Videos(*_unlabelled(), (None, None), ())
+    labelled, column = gdt.labelled_videos(videos, config)
+    assert column == "label_folder"
+    asked = gdt.VideoFeatures(labelled, column, config, training.World.single())
+    assert sorted(asked.labels[1]) == ["bright", "bright", "dark", "dark"]
+    encoder = gdt.build_model(config, 0).video.encoder
+    frozen = gdt.without_training(encoder, asked)
+    assert frozen["R@1"] == 1.0  # brightness is the one thing that even random weights keep
+    assert gdt.finetuned(encoder, asked, labelled, column, config) == 1.0
+
+
+def test_videos_without_labels_have_no_protocols(gdt: ModuleType, tiny: object) -> None:
+    assert gdt.labelled_videos(gdt.Videos(*_unlabelled(), (None, None), ()), tiny) is None
+
+
+def _write_flat(path: Path, level: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_clip(path, torch.full((50, 3, 32, 40), level, dtype=torch.uint8), None, fps=25)
+
+
+def _unlabelled() -> tuple[Corpus, Corpus]:
+    corpus = Corpus(Path(), pd.DataFrame({"clip_id": ["c"], "uri": ["c.mp4"], "duration_s": [1.0]}))
+    return corpus, corpus
