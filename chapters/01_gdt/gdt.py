@@ -106,7 +106,7 @@ downstream: str = (
 device: str = "auto"  # "auto", "cpu" or "cuda"
 
 
-# %% tags=["define"]
+# %% tags=["define", "hide-input"]
 @dataclass(frozen=True)
 class GDTConfig:
     """The parameters cell, checked: unknown names and values of another type raise."""
@@ -155,7 +155,6 @@ CHAPTER = reporting.chapter_dir("gdt")
 config = make_config(**reporting.notebook_parameters(CHAPTER, GDTConfig, globals()))
 run = training.join(None if config.device == "auto" else config.device)
 figures.use_style()
-pd.Series(vars(config)).to_frame("value")
 
 # %% [markdown]
 # ## Look, and listen, before any model
@@ -240,7 +239,7 @@ PROBED = ("event", "direction", "command", "colour", "digit")  # timed labels wo
 with run.main_first():
     videos = open_videos(config, config.seed)
 print(f"{len(videos.train)} videos to learn from, {len(videos.test)} held out; asked later: {videos.kinds}")
-videos.train.index.head(3)
+videos.train.index.head(3).dropna(axis=1)
 
 # %% [markdown]
 # One file, read by the book's own reader: twelve frames of it above, its sound below. Look for the second in which
@@ -791,9 +790,9 @@ shown_metrics = [
     m for m in ("event_sight", "identity_sight", "direction_sight", "digit_sight", "command_sight") if m in table
 ]
 ax = table[shown_metrics or ["sound_from_sight_r1"]].plot.bar(
-    rot=0, ylabel="accuracy on held-out videos", xlabel="hypothesis"
+    rot=0, ylabel="accuracy on held-out videos", xlabel="hypothesis", ylim=(0, 1)
 )
-ax.set_ylim(0, 1)
+_ = ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
 
 # %% [markdown]
 # ### Time sensitivity
