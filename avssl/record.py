@@ -163,7 +163,7 @@ def _run_all(
             if failure is None:
                 ran.append(key)
                 text = f"{key[0]} seed {key[1]}: done in {duration(now.done[key].wall_s)}"
-                _write_ledger(plan, now)  # at every cell, so that a long recording can be read, and cut off, at any time
+                _write_ledger(plan, now)  # so that a long recording can be read, and cut off, at any time
             else:
                 failures.append(failure)
                 text = f"[red]{escape(f'{key[0]} seed {key[1]}: {failure.reason}')}[/]"

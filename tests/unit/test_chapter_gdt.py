@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -101,13 +102,26 @@ def test_unknown_parameters_name_the_nearest(gdt: ModuleType) -> None:
         gdt.make_config(stepz=3)
 
 
-@pytest.mark.parametrize("arm", ["l", "a", "h-pairwise", "supervised", "random", "gradient-hierarchical"])
+@pytest.mark.parametrize("arm", ["l", "a", "h-pairwise", "supervised", "random", "gradient-independent"])
 def test_a_cell_runs_and_repeats_itself(gdt: ModuleType, tiny: object, arm: str) -> None:
     first, second = (gdt.run_cell(arm, 3, tiny) for _ in range(2))
     assert first == second  # a cell is a function of (arm, seed, configuration)
     if not arm.startswith("gradient"):
         assert {"event_sight", "direction_sight", "identity_sight", "time_sensitivity"} <= set(first)
         assert all(0 <= value <= 1 for name, value in first.items() if name.endswith(("sight", "sound", "r1")))
+
+
+def test_independent_batches_seldom_hold_a_positive_and_hierarchical_ones_always_do(
+    gdt: ModuleType, tiny: object
+) -> None:
+    """Of n iid draws from N videos, an anchor has (n - 1) / 2N positives of the other modality on average."""
+    config = replace(tiny, samples_per_step=32, variance_batches=20)
+    videos = gdt.open_videos(config, 0)
+    tree, direct = (gdt.run_cell(f"gradient-{kind}", 0, config) for kind in ("hierarchical", "independent"))
+    assert tree["anchors_with_positive"] == 1.0
+    expected = 1 - (1 - 1 / (2 * len(videos.train))) ** 31
+    assert direct["anchors_with_positive"] == pytest.approx(expected, abs=0.08)
+    assert all(math.isfinite(metrics["log_variance"]) for metrics in (tree, direct))
 
 
 def test_mismatched_arm_hears_another_video(gdt: ModuleType, tiny: object) -> None:
