@@ -152,14 +152,16 @@ def playground(
     """Write clips of the procedural world as real video files, with their ground truth."""
     import yaml
 
-    from data_prep.playground import build_playground
+    from data_prep.playground import build_playground, make_recipe
 
     pairs = [pair.partition("=") for pair in parameter or []]
     if wrong := [name for name, equals, _ in pairs if not equals]:
         raise UsageError(f"-p takes name=value, got {wrong[0]!r}.")
     params = {name: yaml.safe_load(text) for name, _, text in pairs}
     try:
-        path = build_playground(recipe, clips=clips, seed=seed, root=out, workers=workers, progress=True, **params)
+        path = build_playground(
+            make_recipe(recipe, **params), clips=clips, seed=seed, root=out, workers=workers, progress=True
+        )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     console.print(f"{clips} clips: {path}", soft_wrap=True, highlight=False, markup=False)

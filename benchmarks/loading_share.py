@@ -24,7 +24,7 @@ from avssl_core.encoders import small
 from avssl_core.losses import symmetric_info_nce
 from avssl_core.training import FitConfig, FitResult, fit, prepare_windows, window_loader
 from avssl_core.transforms import ClipAugment, LogMelSpectrogram, SpecAugment
-from data_prep.playground import build_playground
+from data_prep.playground import Actions, build_playground
 
 
 def options() -> argparse.Namespace:
@@ -48,7 +48,7 @@ def options() -> argparse.Namespace:
 
 
 def dataset_of(args: argparse.Namespace, cache_root: Path) -> WindowDataset:
-    folder = args.data or build_playground("actions", clips=args.clips, seed=0)
+    folder = args.data or build_playground(Actions(), clips=args.clips, seed=0)
     corpus, size = open_corpus(folder), (args.size, args.size)
     spec = WindowSpec(args.frames, args.fps, size, sample_rate=16000, windows=2)
     cache = DecodedCache.build(corpus, spec, root=cache_root) if args.source == "cache" else None

@@ -26,7 +26,9 @@ def clips_per_second(recipe: str, clips: int, workers: int, **params: object) ->
     """Build ``clips`` clips into an empty folder and time it."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        build_playground(recipe, clips=clips, seed=0, root=folder, workers=workers, progress=False, **params)
+        build_playground(
+            make_recipe(recipe, **params), clips=clips, seed=0, root=folder, workers=workers, progress=False
+        )
         return clips / (time.perf_counter() - start)
 
 

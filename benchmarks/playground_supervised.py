@@ -21,7 +21,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from avssl_core.media import read_all
-from data_prep.playground import build_playground, describe
+from data_prep.playground import Actions, build_playground, describe
 
 RESULTS = Path(__file__).parent / "results" / "playground_supervised.json"
 KINDS = ("event", "shape", "motion", "direction", "identity")
@@ -141,7 +141,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     start = time.process_time()
-    sight, sound, labels = windows(build_playground("actions", clips=args.clips, seed=0, progress=False))
+    sight, sound, labels = windows(build_playground(Actions(), clips=args.clips, seed=0, progress=False))
     y = {kind: torch.from_numpy(labels[kind].astype("category").cat.codes.to_numpy("int64").copy()) for kind in KINDS}
     classes = {kind: int(codes.max()) + 1 for kind, codes in y.items()}
     train = torch.from_numpy((labels.split == "train").to_numpy().copy())

@@ -60,7 +60,7 @@ from torch.utils.data import Dataset, Subset
 
 from avssl_core import data as avdata
 from avssl_core import encoders, evaluation, figures, losses, media, reporting, training, transforms
-from data_prep.playground import build_playground
+from data_prep.playground import Actions, build_playground
 
 # %% [markdown]
 # ## Parameters
@@ -198,11 +198,8 @@ class Videos:
 def open_corpus(config: GDTConfig, seed: int, overdub: bool = False) -> avdata.Corpus:
     """The videos: a playground drawn by ``seed``, a folder with GRID's ``words.csv``, or any folder of video files."""
     if config.data == "playground":
-        sound = {"av_match": 0.0} if overdub else {}
-        folder = build_playground(
-            "actions", clips=config.clips, seed=seed, variant=config.variant, progress=False, **sound
-        )
-        return avdata.Corpus.load(folder)
+        recipe = Actions(variant=config.variant, av_match=0.0 if overdub else 1.0)
+        return avdata.Corpus.load(build_playground(recipe, clips=config.clips, seed=seed, progress=False))
     folder = Path(config.data) if config.data != "grid" else Path(os.environ.get("AVSSL_DATA", "data")) / "grid_lips"
     from data_prep.grid import open_grid
 
@@ -1195,7 +1192,7 @@ def dry_run(config: GDTConfig) -> dict[str, object]:
         cache=False,
     )
     run = training.join(None if config.device == "auto" or not torch.cuda.is_available() else config.device)
-    folder = build_playground("actions", clips=2, seed=0, progress=False)
+    folder = build_playground(Actions(), clips=2, seed=0, progress=False)
     corpus = avdata.Corpus.load(folder)
     videos = Videos(corpus, corpus, (None, None), ())
     model, fitted = pretrain(ARMS[row.row], tiny, videos, 0, run)

@@ -3,7 +3,7 @@
 It answers the question that real corpora cannot: *is the claim false when it should be?* What sight and sound share,
 what is private to each and what is mere nuisance are separate knobs, and each clip carries its ground truth.
 
-    folder = build_playground("actions", clips=400, seed=0)          # real .mp4 files with an index
+    folder = build_playground(Actions(), clips=400, seed=0)          # real .mp4 files with an index
     describe("actions")                                              # what can be asked, chance, and ceilings
 
 A *recipe* is a distribution over scenes; the parts (shapes, motions, voices, places, event rules) are shared by all

@@ -34,7 +34,7 @@ from avssl_core.media import write_clip
 
 from .draw import draw_scene
 from .events import hear_scene
-from .recipes import Recipe, make_recipe
+from .recipes.base import Recipe
 from .scene import Clip
 from .truth import TABLES, Rows, clip_truth, truth_tables
 
@@ -44,44 +44,41 @@ CHUNK = 8
 
 
 def build_playground(
-    recipe: str,
+    recipe: Recipe,
     *,
     clips: int,
     seed: int,
     root: str | Path | None = None,
     workers: int | None = None,
     progress: bool = True,
-    **params: Any,
 ) -> Path:
     """Write a corpus of the procedural world, or find it in the cache.
 
     Args:
-        recipe: ``actions``, ``web`` or ``boxes``.
+        recipe: such as ``Actions(size=64)``; :func:`~data_prep.playground.make_recipe` makes one from its name.
         clips: number of clips; clip ``n`` does not depend on it.
         seed: of the world; another seed gives other clips of the same distribution.
         root: folder that holds corpora; by default ``$AVSSL_CACHE/playground``, or ``~/.cache/avssl/playground``.
         workers: processes; by default one a core that this process may use. Never changes the contents.
         progress: show a bar.
-        **params: parameters of the recipe, such as ``size``, ``duration_s`` or ``variant``.
 
     Returns:
         The corpus folder ``<root>/<recipe>-<hash>``: ``clips/*.mp4``, ``index.parquet``, ``timed.parquet``, the truth
         tables (``truth``, ``actors``, ``onsets``, ``boxes``) and ``recipe.json``.
 
     Raises:
-        ValueError: unknown recipe or parameter, or an impossible value.
+        ValueError: ``clips`` is below 1.
     """
-    made = make_recipe(recipe, **params)
     if clips < 1:
         raise ValueError(f"clips must be at least 1, got {clips}")
-    folder = _root(root) / f"{recipe}-{content_hash(made, clips=clips, seed=seed)}"
+    folder = _root(root) / f"{recipe.name}-{content_hash(recipe, clips=clips, seed=seed)}"
     if (folder / "index.parquet").exists():
         return folder
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     with _exclusive(folder / ".lock"):
         if not (folder / "index.parquet").exists():  # another process may have finished it while this one waited
-            rows = _make_all(made, seed, clips, folder, workers=workers, progress=progress)
-            _write_tables(made, seed, folder, rows)
+            rows = _make_all(recipe, seed, clips, folder, workers=workers, progress=progress)
+            _write_tables(recipe, seed, folder, rows)
     return folder
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from avssl_core.data import Corpus
 from avssl_core.media import probe, read_clip
-from data_prep.playground import Actions, build_playground, render_clip
+from data_prep.playground import Actions, Boxes, Web, build_playground, render_clip
 from data_prep.playground import build as building
 from data_prep.playground.build import content_hash, split_of
 
@@ -25,9 +25,8 @@ SMALL = {"size": 48, "duration_s": 1.0, "sample_rate": 8000}
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_playground(
-        "actions", clips=10, seed=0, root=tmp_path_factory.mktemp("playground"), progress=False, duration_s=2.0
-    )
+    root = tmp_path_factory.mktemp("playground")
+    return build_playground(Actions(duration_s=2.0), clips=10, seed=0, root=root, progress=False)
 
 
 def test_a_corpus_is_what_the_core_loads(corpus: Path) -> None:
@@ -71,9 +70,7 @@ def test_truth_lies_beside_the_clips(corpus: Path) -> None:
 
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     folders = [
-        build_playground(
-            "web", clips=26, seed=5, root=tmp_path / str(workers), workers=workers, progress=False, **SMALL
-        )
+        build_playground(Web(**SMALL), clips=26, seed=5, root=tmp_path / str(workers), workers=workers, progress=False)
         for workers in (1, 2)
     ]
     assert folders[0].name == folders[1].name
@@ -95,15 +92,15 @@ def test_a_finished_corpus_is_found_and_a_broken_one_resumed(tmp_path: Path, mon
 
     monkeypatch.setattr(building, "write_clip", counting)
     with pytest.raises(KeyboardInterrupt):
-        build_playground("boxes", clips=8, seed=0, root=tmp_path, workers=1, progress=False, **SMALL)
+        build_playground(Boxes(**SMALL), clips=8, seed=0, root=tmp_path, workers=1, progress=False)
     folder = next(tmp_path.iterdir())
     assert not (folder / "index.parquet").exists()
     made.clear()
-    assert build_playground("boxes", clips=8, seed=0, root=tmp_path, workers=1, progress=False, **SMALL) == folder
+    assert build_playground(Boxes(**SMALL), clips=8, seed=0, root=tmp_path, workers=1, progress=False) == folder
     assert made == [5, 6, 7]  # the first five were found
     assert len(pd.read_parquet(folder / "index.parquet")) == 8
     made.clear()
-    build_playground("boxes", clips=8, seed=0, root=tmp_path, workers=1, progress=False, **SMALL)
+    build_playground(Boxes(**SMALL), clips=8, seed=0, root=tmp_path, workers=1, progress=False)
     assert made == []
 
 
@@ -117,9 +114,9 @@ def test_a_plain_script_may_build_in_parallel(tmp_path: Path) -> None:
     """Workers that import the main module again would run an unguarded script again, and wait for its lock forever."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from data_prep.playground import build_playground\n"
-        f"print(build_playground('boxes', clips=26, seed=0, root={str(tmp_path)!r}, workers=2, progress=False, "
-        "size=32, duration_s=0.5))\n"
+        "from data_prep.playground import Boxes, build_playground\n"
+        "recipe = Boxes(size=32, duration_s=0.5)\n"
+        f"print(build_playground(recipe, clips=26, seed=0, root={str(tmp_path)!r}, workers=2, progress=False))\n"
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, script], cwd=root, capture_output=True, text=True, timeout=120, check=True)
@@ -146,7 +143,7 @@ def test_everything_that_determines_the_contents_is_in_the_hash(monkeypatch: pyt
 
 def test_the_cache_lies_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AVSSL_CACHE", str(tmp_path))
-    folder = build_playground("boxes", clips=1, seed=0, progress=False, **SMALL)
+    folder = build_playground(Boxes(**SMALL), clips=1, seed=0, progress=False)
     assert folder.parent == tmp_path / "playground" and folder.name.startswith("boxes-")
 
 
@@ -158,4 +155,4 @@ def test_a_quarter_is_for_testing_whatever_the_size_of_the_corpus() -> None:
 
 def test_no_clips_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        build_playground("actions", clips=0, seed=0, root=tmp_path)
+        build_playground(Actions(), clips=0, seed=0, root=tmp_path)
