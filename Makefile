@@ -19,7 +19,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help named chapter notebook record test test-oldest book bench lock readme clean
+.PHONY: help named chapter notebook record test lint pytest test-oldest book bench lock readme clean
 
 help:
 	@sed -n '1,7s/^# //p' Makefile
@@ -52,16 +52,21 @@ notebook: named $(VENV)/.ready-run
 record: named $(VENV)/.ready-run
 	$(BIN)/avssl record '$(NAME)' $(ARGS)
 
-test: $(VENV)/.ready-test
+test: lint pytest
+
+lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+pytest: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov=avssl_core --cov-report=term:skip-covered \
 		--cov-fail-under=$(if $(filter tests,$(TESTS)),90,0) $(TESTS)
 
-# The oldest torch, torchvision and torchaudio that are supported together, in an environment of their own.
+# The oldest torch, torchvision and torchaudio that are supported together, in an environment of their own. Types are
+# checked against the newest torch alone, as its annotations differ from version to version.
 test-oldest:
-	$(MAKE) test VENV=.venv-oldest PINS='torch==2.11.* torchvision==0.26.* torchaudio==2.11.*'
+	$(MAKE) pytest VENV=.venv-oldest PINS='torch==2.11.* torchvision==0.26.* torchaudio==2.11.*'
 
 book: $(VENV)/.ready-test
 	$(BIN)/python book/build.py
