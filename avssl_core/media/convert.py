@@ -111,6 +111,26 @@ class Converter:
         return out
 
 
+def unscaled_rgb(frames: Iterable[av.VideoFrame]) -> Pixels:
+    """Frames at their own size with each colour sample repeated over its pixels, not interpolated between them.
+
+    libswscale's route for unscaled 4:2:0, and so the pictures that FFmpeg's and OpenCV's defaults give; published
+    loaders compute with them. Display matrices are not applied: motion vectors live on the coded picture.
+
+    Returns:
+        uint8 of shape ``(T, 3, H, W)``.
+
+    Raises:
+        ValueError: the frames differ in size.
+    """
+    scaler, out = VideoReformatter(), []
+    for frame in frames:
+        plane = scaler.reformat(frame, format="rgb24", interpolation=Interpolation.POINT, threads=1).planes[0]
+        packed = np.frombuffer(memoryview(plane), np.uint8).reshape(frame.height, plane.line_size)
+        out.append(packed[:, : 3 * frame.width].reshape(frame.height, frame.width, 3))
+    return np.ascontiguousarray(np.stack(out).transpose(0, 3, 1, 2))  # (T, H, W, 3) -> (T, 3, H, W)
+
+
 def _coded_size(frame: av.VideoFrame, turn: Orientation, size: Size) -> tuple[int, int]:
     """Height and width to scale to before turning upright."""
     shown = (frame.width, frame.height) if turn.transpose else (frame.height, frame.width)

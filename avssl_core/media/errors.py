@@ -44,3 +44,7 @@ class DecodeError(MediaError):
 
 class WindowError(MediaError):
     """The window asked for lies outside the file."""
+
+
+class StructureError(MediaError):
+    """The stream decodes, but is not built of the intra and predicted pictures that a compressed-domain read needs."""

@@ -1,0 +1,464 @@
+"""Clips by groups of pictures: intra pictures, motion vectors and residuals, as the file holds them.
+
+A video file already says what moved: between two intra pictures it stores vectors and corrections. This reader hands
+them out without rebuilding the pictures, where that is possible, and says so where it is not:
+
+==================  ==============================================================  =======================
+asked for           decoded                                                         streams
+==================  ==============================================================  =======================
+intra pictures      their packets                                                   any
+vectors             headers and vectors of the wanted P pictures                    no B pictures
+coded residual      the wanted P pictures, each alone                               MPEG-4 Part 2, no B
+pixel residual      every picture up to the last one wanted                         no B pictures
+==================  ==============================================================  =======================
+
+The *coded* residual is the prediction error in the bitstream. The *pixel* residual is CoViAR's (Wu et al. 2018): a
+decoded picture minus a decoded reference displaced by whole vectors. They differ where vectors have fractions.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Literal
+
+import av
+import numpy as np
+import numpy.typing as npt
+import torch
+from av.stream import Discard
+from torch import Tensor
+
+from avssl_core.media.compressed_pictures import Decoders
+from avssl_core.media.convert import Converter, unscaled_rgb
+from avssl_core.media.errors import DecodeError, NotMediaError, NoVideoError, StructureError, WindowError
+from avssl_core.media.gops import Gop, Structure, find_structure
+from avssl_core.media.motion_vectors import Blocks, accumulate, block_motion, dense_motion, displaced, intra_map
+from avssl_core.media.sound import SoundTrack
+from avssl_core.media.source import Source, TarMember, describe, open_container
+from avssl_core.media.tracks import Track, stamp
+
+Motion = Literal["codec", "coviar", "accumulated"]
+Residual = Literal["coded", "pixel"]
+
+_REMEDY = "transcode it with `avssl data compress`, which writes MPEG-4 Part 2 without B pictures"
+
+
+@dataclass(frozen=True)
+class GopSpec:
+    """What a compressed clip holds. The defaults are IMRNet's (Table 2.1): 60 pictures, 5 intra and 25 predicted.
+
+    Attributes:
+        gops: consecutive groups (T).
+        gop_size: pictures of each (K).
+        stride: of the positions 1 … K − 1, those at which vectors and residuals are kept: ``stride, 2·stride, …``.
+        motion: ``"codec"`` as coded; ``"coviar"`` whole and inside the picture; ``"accumulated"`` since the intra
+            picture; ``None`` leaves vectors out.
+        residual: ``"coded"``, ``"pixel"`` (against the picture before; against the intra picture where motion is
+            accumulated), or ``None``.
+        dense: a vector a pixel; otherwise one for each 8x8 block (only ``motion="codec"``).
+        every_motion: also the 8x8 vectors of *all* pictures, for labels made from motion.
+        sample_rate: of the sound in Hz; ``None`` for none.
+
+    Raises:
+        ValueError: sizes below 1, nothing kept, or options that exclude each other.
+    """
+
+    gops: int = 5
+    gop_size: int = 12
+    stride: int = 2
+    motion: Motion | None = "codec"
+    residual: Residual | None = "coded"
+    dense: bool = True
+    every_motion: bool = False
+    sample_rate: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.gops < 1 or self.stride < 1 or self.gop_size <= self.stride:
+            raise ValueError(f"need gops >= 1 and gop_size > stride >= 1, or no P picture is kept; got {self}")
+        if not self.dense and self.motion not in ("codec", None):
+            raise ValueError(f"block resolution exists for motion='codec' alone, got {self}: set dense=True")
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Positions in a group that are kept; 2, 4, 6, 8, 10 by default."""
+        return tuple(range(self.stride, self.gop_size, self.stride))
+
+    @property
+    def last(self) -> int:
+        """The last position of a group that is touched."""
+        return self.gop_size - 1 if self.every_motion else self.positions[-1]
+
+
+@dataclass(frozen=True)
+class CompressedClip:
+    """T groups of a file; P = T · len(positions) kept predicted pictures, in order.
+
+    Attributes:
+        iframes: RGB, uint8 ``(3, T, H, W)``.
+        motion: displacement in pixels, x then y, float32 ``(2, P, H, W)`` or at block resolution ``(2, P, ⌈H/8⌉,
+            ⌈W/8⌉)``; see :mod:`~avssl_core.media.motion_vectors`.
+        residual: int16 ``(3, P, H, W)``; *coded*: Y, U, V (colour repeated to full size) in −128 … 127; *pixel*: R, G,
+            B in −255 … 255.
+        intra: macroblocks coded anew, bool ``(P, ⌈H/16⌉, ⌈W/16⌉)``; there a coded residual holds the picture itself.
+        every_motion: vectors of all pictures, zero at intra ones, float32 ``(2, T·K, ⌈H/8⌉, ⌈W/8⌉)``.
+        gop: group of each kept P picture, counted from the clip's first, int64 ``(P,)``.
+        position: its position in the group, int64 ``(P,)``.
+        iframe_s: time of each intra picture in seconds after the file's first picture, float64 ``(T,)``.
+        start_s: time of the clip's first picture.
+        waveform: the sound of the same seconds, float32 ``(L,)``.
+        structure: of the stream.
+    """
+
+    iframes: Tensor
+    motion: Tensor | None
+    residual: Tensor | None
+    intra: Tensor | None
+    every_motion: Tensor | None
+    gop: Tensor
+    position: Tensor
+    iframe_s: Tensor
+    start_s: float
+    waveform: Tensor | None
+    structure: Structure
+
+
+class CompressedReader:
+    """Random access to the groups of one file, opened once.
+
+    Args:
+        source: path, bytes, or tar member: .mp4, .avi, .mkv …, or a raw MPEG-4 Part 2 stream (.m4v).
+
+    Raises:
+        NotMediaError, NoVideoError, DecodeError: no such file, no pictures, damaged headers.
+
+    Example:
+        >>> with CompressedReader("clip.avi") as reader:  # doctest: +SKIP
+        ...     reader.structure.lengths()
+        ...     clip = reader.clip(0, GopSpec(gops=5, gop_size=12, stride=2))
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._name = describe(source)
+        raw = raw_stream(source)
+        self._file = None
+        self._container: Any
+        if raw is not None:
+            self._container = av.open(io.BytesIO(raw), "r", format="m4v")
+        else:
+            self._container, self._file = open_container(source)
+        videos = self._container.streams.video
+        if not videos or videos[0].codec_context is None:
+            self.close()
+            raise NoVideoError(self._name, "has no pictures; leave it out")
+        self._stream = videos[0]
+        self._track = Track(self._container, self._stream, self._name)
+        # A raw stream knows no times to seek to: its packets are kept.
+        self._kept = [packet for packet in self._track.packets() if packet.size] if raw is not None else None
+
+    def __enter__(self) -> CompressedReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; clips that were read stay valid."""
+        self._container.close()
+        if self._file is not None:
+            self._file.close()
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The stream's groups, from one pass over its packets; nothing is decoded.
+
+        Raises:
+            DecodeError: a header is damaged, or there is no picture.
+        """
+        if self._kept is None:
+            self._track.seek(self._track.start_s)
+        try:
+            found = find_structure(self._packets_from_here(), self._stream)
+        except ValueError as error:
+            raise DecodeError(self._name, f"{error}; the file is damaged: leave it out") from error
+        if not found.gops:
+            raise DecodeError(self._name, "holds not one picture; it is truncated: copy it again, or leave it out")
+        return found
+
+    def starts(self, spec: GopSpec) -> list[int]:
+        """Groups at which a clip of ``spec`` can begin; empty where the structure does not allow any."""
+        return self.structure.starts(spec.gops, spec.gop_size, spec.last)
+
+    def iframes(self, gops: list[int] | None = None, *, size: int | tuple[int, int] | None = None) -> Tensor:
+        """Intra pictures alone: nothing of a predicted picture is read from the file or decoded.
+
+        Args:
+            gops: numbers of groups, ascending; all by default.
+            size: ``None`` (as stored), the short side, or ``(height, width)``.
+
+        Returns:
+            RGB, uint8 ``(3, N, H, W)``.
+
+        Raises:
+            WindowError, DecodeError: no such group; damaged.
+        """
+        wanted = range(len(self.structure.gops)) if gops is None else gops
+        frames = [self._decoders.intra(packet) for packet in self._keys([self._gop(number) for number in wanted])]
+        return _rgb(self._name, frames, size)
+
+    def clip(self, first: int, spec: GopSpec | None = None) -> CompressedClip:
+        """Read the groups ``first`` … ``first + spec.gops - 1``.
+
+        Raises:
+            StructureError: the stream has B pictures, groups of other lengths, or cannot give what was asked.
+            WindowError: the groups lie outside the file.
+            DecodeError: damaged.
+        """
+        spec = spec or GopSpec()
+        self._require(first, spec)
+        groups = [self._gop(first + number) for number in range(spec.gops)]
+        packets = self._group_packets(groups, spec.last)
+        parts = [
+            self._pixel(group, spec) if spec.residual == "pixel" else self._alone(group, spec) for group in packets
+        ]
+        frames = [self._decoders.intra(group[0]) for group in packets]
+        return self._assembled(groups, frames, parts, spec)
+
+    # -- packets -------------------------------------------------------------------------------------------------------
+
+    def _packets_from_here(self) -> Iterator[Any]:
+        return iter(self._kept) if self._kept is not None else self._track.packets()
+
+    def _gop(self, number: int) -> Gop:
+        if not 0 <= number < len(self.structure.gops):
+            raise WindowError(self._name, f"has {len(self.structure.gops)} groups of pictures, asked for {number}")
+        return self.structure.gops[number]
+
+    def _keys(self, gops: list[Gop]) -> Iterator[Any]:
+        """The packets of intra pictures, found by seeking; the demuxer passes over everything else."""
+        wanted = {gop.stamp for gop in gops}
+        if self._kept is not None:
+            yield from (packet for packet in self._kept if stamp(packet) in wanted)
+            return
+        self._stream.discard = Discard.nonkey
+        try:
+            for run in _runs(gops, self.structure):
+                self._track.seek(run[0].stamp * self._track.tick_s)
+                yield from self._these(run)
+        finally:
+            self._stream.discard = Discard.default
+
+    def _these(self, run: list[Gop]) -> Iterator[Any]:
+        """From here on, the packets with the stamps of ``run``."""
+        left = {gop.stamp for gop in run}
+        for packet in self._track.packets():
+            if stamp(packet) in left and packet.size:
+                left.discard(int(stamp(packet) or 0))
+                yield packet
+            if not left:
+                return
+        raise DecodeError(self._name, f"lacks intra pictures at ticks {sorted(left)}; the file was changed or cut off")
+
+    def _group_packets(self, groups: list[Gop], last: int) -> list[list[Any]]:
+        """Packets 0 … ``last`` of consecutive groups; ``None`` for a picture that was not coded."""
+        out: list[list[Any]] = []
+        if self._kept is None:
+            self._track.seek(groups[0].stamp * self._track.tick_s)
+        stream = self._packets_from_here()
+        for gop in groups:
+            packet = next((p for p in stream if stamp(p) == gop.stamp and p.size), None)
+            found = [packet, *(next(stream, None) for _ in gop.kinds[1 : last + 1])]
+            if any(packet is None for packet in found):
+                raise DecodeError(self._name, f"ends inside the group at {gop.start_s:.3f} s: copy it again")
+            out.append([None if kind == "N" else p for kind, p in zip(gop.kinds, found, strict=False)])
+        return out
+
+    def _require(self, first: int, spec: GopSpec) -> None:
+        """Raise unless the clip at ``first`` can be read as asked."""
+        structure = self.structure
+        if first + spec.gops > len(structure.gops) or first < 0:
+            reason = f"has {len(structure.gops)} groups of pictures, asked for {first} to {first + spec.gops - 1}"
+            raise WindowError(self._name, reason + "; ask for fewer, or leave the file out")
+        needs_p = spec.motion is not None or spec.residual is not None or spec.every_motion
+        if needs_p and structure.obstacle is not None:
+            raise StructureError(self._name, f"has {structure.obstacle}; {_REMEDY}")
+        if first not in structure.starts(spec.gops, spec.gop_size, spec.last):
+            found = [len(gop) for gop in structure.gops[first : first + spec.gops]]
+            reason = f"has groups of {found} pictures at {first}, expected {spec.gop_size} each"
+            raise StructureError(self._name, f"{reason}; take one of starts(spec), another gop_size, or {_REMEDY}")
+        if spec.residual == "coded" and structure.coded_obstacle is not None:
+            reason = f"coded residuals cannot be read from {structure.coded_obstacle}"
+            raise StructureError(self._name, f"{reason}; ask for residual='pixel', or {_REMEDY}")
+
+    # -- pictures ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _decoders(self) -> Decoders:
+        header = b"" if self._kept is None else bytes(self._kept[0])
+        return Decoders(self._stream, self.structure, header, self._name)
+
+    def _alone(self, packets: list[Any], spec: GopSpec) -> _Part:
+        """Vectors, and coded residuals, of a group's P pictures, each from its own packet."""
+        height, width = self.structure.height, self.structure.width
+        blocks: list[Blocks] = [_NO_BLOCKS] * (spec.last + 1)
+        planes = np.zeros((3, len(spec.positions), height, width), np.int16) if spec.residual else None
+        kept = {position: number for number, position in enumerate(spec.positions)}
+        for position in range(1, spec.last + 1):
+            packet, wanted = packets[position], position in kept or spec.every_motion or spec.motion == "accumulated"
+            if packet is None or not wanted:
+                continue
+            if planes is not None and position in kept:
+                picture = self._decoders.coded(packet)
+                blocks[position] = picture.blocks
+                for channel, plane in enumerate(picture.planes):
+                    planes[channel, kept[position]] = plane if channel == 0 else _doubled(plane, height, width)
+            elif spec.motion is not None or spec.every_motion:
+                blocks[position] = self._decoders.vectors(packet)
+        return _Part(blocks, [packet is None for packet in packets], planes, None)
+
+    def _pixel(self, packets: list[Any], spec: GopSpec) -> _Part:
+        """Vectors and pixel residuals of a group, from all of its pictures up to the last one wanted."""
+        decoded = self._decoders.all_of(packets)
+        blocks = [found for _, found in decoded]
+        height, width = self.structure.height, self.structure.width
+        step = dense_motion(block_motion(blocks, height, width), height, width, rule="coviar")
+        accumulated = accumulate(step[:, 1:]) if spec.motion == "accumulated" else None
+        references = [0 if accumulated is not None else position - 1 for position in spec.positions]
+        needed = sorted({*references, *spec.positions})
+        pictures = dict(zip(needed, self._planar([decoded[n][0] for n in needed]), strict=True))
+        residual = np.empty((3, len(spec.positions), height, width), np.int16)
+        for number, (position, reference) in enumerate(zip(spec.positions, references, strict=True)):
+            vectors = step[:, position] if accumulated is None else accumulated[:, position - 1]
+            residual[:, number] = pictures[position] - displaced(pictures[reference], vectors)
+        return _Part(blocks, [packet is None for packet in packets], residual, accumulated)
+
+    def _planar(self, frames: list[av.VideoFrame]) -> npt.NDArray[np.int16]:
+        """Frames as RGB ``(N, 3, H, W)``, int16 so that differences fit."""
+        return unscaled_rgb(frames).astype(np.int16)
+
+    # -- putting together ----------------------------------------------------------------------------------------------
+
+    def _assembled(
+        self, groups: list[Gop], frames: list[av.VideoFrame], parts: list[_Part], spec: GopSpec
+    ) -> CompressedClip:
+        height, width = self.structure.height, self.structure.width
+        kept = [part.blocks[position] for part in parts for position in spec.positions]
+        coded = np.array([not part.missing[position] for part in parts for position in spec.positions])
+        wanted = spec.motion is not None or spec.residual is not None
+        intra = intra_map(kept, height, width) & coded[:, None, None] if wanted else None
+        every = [part.blocks[n] for part in parts for n in range(spec.gop_size)] if spec.every_motion else None
+        residual = np.concatenate([p.residual for p in parts if p.residual is not None], 1) if spec.residual else None
+        return CompressedClip(
+            iframes=_rgb(self._name, frames, None),
+            motion=_tensor(self._motion(parts, kept, spec)),
+            residual=_tensor(residual),
+            intra=_tensor(intra),
+            every_motion=_tensor(block_motion(every, height, width) if every is not None else None),
+            gop=torch.arange(spec.gops).repeat_interleave(len(spec.positions)),
+            position=torch.tensor(spec.positions).repeat(spec.gops),
+            iframe_s=torch.tensor([gop.start_s for gop in groups], dtype=torch.float64),
+            start_s=groups[0].start_s,
+            waveform=self._sound(groups[0].start_s, spec),
+            structure=self.structure,
+        )
+
+    def _motion(self, parts: list[_Part], kept: list[Blocks], spec: GopSpec) -> npt.NDArray[np.float32] | None:
+        height, width = self.structure.height, self.structure.width
+        if spec.motion is None:
+            return None
+        if spec.motion != "accumulated":
+            cells = block_motion(kept, height, width)
+            return dense_motion(cells, height, width, rule=spec.motion) if spec.dense else cells
+        chosen = [position - 1 for position in spec.positions]
+        paths = [part.accumulated for part in parts]
+        for number, part in enumerate(parts):
+            if paths[number] is None:
+                step = dense_motion(block_motion(part.blocks, height, width), height, width, rule="coviar")
+                paths[number] = accumulate(step[:, 1:])
+        return np.concatenate([path[:, chosen] for path in paths if path is not None], 1)
+
+    def _sound(self, start_s: float, spec: GopSpec) -> Tensor | None:
+        """The sound of the clip's seconds, on the pictures' clock."""
+        if spec.sample_rate is None:
+            return None
+        streams = [stream for stream in self._container.streams.audio if stream.codec_context is not None]
+        if not streams:
+            raise StructureError(self._name, "has no sound; set sample_rate=None, or leave it out")
+        seconds = spec.gops * spec.gop_size / self.structure.fps
+        data = SoundTrack(self._container, streams[0], self._name).window(
+            self._track.start_s + start_s,
+            num_samples=round(seconds * spec.sample_rate),
+            sample_rate=spec.sample_rate,
+            tolerance_s=0.5 / self.structure.fps,
+        )
+        return torch.from_numpy(data)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was read of one group: blocks and absence of each picture, residuals of the kept ones."""
+
+    blocks: list[Blocks]
+    missing: list[bool]
+    residual: npt.NDArray[np.int16] | None
+    accumulated: npt.NDArray[np.float32] | None
+
+
+_NO_BLOCKS: Blocks = np.empty((0, 7), np.int32)
+
+
+def raw_stream(source: Source) -> bytes | None:
+    """The bytes of a raw MPEG-4 Part 2 stream; ``None`` where the source is something else.
+
+    Raises:
+        NotMediaError: the file cannot be read.
+    """
+    if isinstance(source, bytes):
+        return source if _is_raw(source[:4]) else None
+    try:
+        if isinstance(source, TarMember):
+            with open(source.path, "rb") as file:
+                file.seek(source.offset)
+                head = file.read(min(4, source.length))
+                return head + file.read(source.length - len(head)) if _is_raw(head) else None
+        with open(source, "rb") as file:
+            head = file.read(4)
+            return head + file.read() if _is_raw(head) else None
+    except (OSError, ValueError) as error:
+        raise NotMediaError(describe(source), f"cannot be read ({error}); check path and permissions") from error
+
+
+def _is_raw(head: bytes) -> bool:
+    """A start code of a visual sequence, object or layer; an MPEG program stream begins with others."""
+    return len(head) == 4 and head[:3] == b"\x00\x00\x01" and (head[3] in (0xB0, 0xB5) or head[3] < 0x30)
+
+
+def _runs(gops: list[Gop], structure: Structure) -> list[list[Gop]]:
+    """Groups that follow each other in the file: one seek each."""
+    order = {gop.stamp: number for number, gop in enumerate(structure.gops)}
+    runs: list[list[Gop]] = []
+    for gop in gops:
+        if runs and order[gop.stamp] == order[runs[-1][-1].stamp] + 1:
+            runs[-1].append(gop)
+        else:
+            runs.append([gop])
+    return runs
+
+
+def _rgb(name: str, frames: list[av.VideoFrame], size: int | tuple[int, int] | None) -> Tensor:
+    pixels = unscaled_rgb(frames) if size is None else Converter(name).to_rgb(frames, size=size)  # (T, 3, H, W)
+    return torch.from_numpy(np.ascontiguousarray(pixels.swapaxes(0, 1)))
+
+
+def _doubled(plane: npt.NDArray[np.int16], height: int, width: int) -> npt.NDArray[np.int16]:
+    """A colour plane at the size of the luma plane, by repetition."""
+    return plane.repeat(2, axis=0)[:height].repeat(2, axis=1)[:, :width]
+
+
+def _tensor(values: npt.NDArray[Any] | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(np.ascontiguousarray(values))
