@@ -120,8 +120,13 @@ def test_licences_are_what_the_readme_says() -> None:
     assert "CC BY 4.0" in (ROOT / "LICENSE-TEXT").read_text()
 
 
+# What `make test` hands on to the make that a test starts: its flags and its variables, VENV among them.
+OF_OUTER_MAKE = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "VENV", "PINS", "TESTS", "WORKERS")
+
+
 def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60)
+    env = {name: value for name, value in os.environ.items() if name not in OF_OUTER_MAKE}
+    return subprocess.run(["make", *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
 
 
 def test_make_says_what_it_can_do() -> None:
@@ -184,7 +189,7 @@ def test_ci_runs_the_readmes_test_command_and_requires_the_fixtures(tmp_path: Pa
     script.write_text((ROOT / ".ci" / "run").read_text())
     (tmp_path / "Makefile").write_text('test:\n\t@echo "required=$$AVSSL_REQUIRE_FIXTURES"\n')
 
-    of_outer_runs = ("CI", "AVSSL_REQUIRE_FIXTURES", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    of_outer_runs = ("CI", "AVSSL_REQUIRE_FIXTURES", *OF_OUTER_MAKE)
     bare = {key: value for key, value in os.environ.items() if key not in of_outer_runs}
     for extra, printed in (({"CI": "true"}, "required=1"), ({}, "required=")):
         ran = subprocess.run(
