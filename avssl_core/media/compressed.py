@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import av
 import numpy as np
@@ -32,98 +32,17 @@ import torch
 from av.stream import Discard
 from torch import Tensor
 
+from avssl_core.media.compressed_clip import CompressedClip, GopSpec
 from avssl_core.media.compressed_pictures import Decoders
 from avssl_core.media.convert import Converter, unscaled_rgb
-from avssl_core.media.errors import DecodeError, NotMediaError, NoVideoError, StructureError, WindowError
+from avssl_core.media.errors import DecodeError, NoVideoError, StructureError, WindowError
 from avssl_core.media.gops import Gop, Structure, find_structure
 from avssl_core.media.motion_vectors import Blocks, accumulate, block_motion, dense_motion, displaced, intra_map
 from avssl_core.media.sound import SoundTrack
-from avssl_core.media.source import Source, TarMember, describe, open_container
+from avssl_core.media.source import Source, describe, open_container, raw_mpeg4
 from avssl_core.media.tracks import Track, stamp
 
-Motion = Literal["codec", "coviar", "accumulated"]
-Residual = Literal["coded", "pixel"]
-
 _REMEDY = "transcode it with `avssl data compress`, which writes MPEG-4 Part 2 without B pictures"
-
-
-@dataclass(frozen=True)
-class GopSpec:
-    """What a compressed clip holds. The defaults are IMRNet's (Table 2.1): 60 pictures, 5 intra and 25 predicted.
-
-    Attributes:
-        gops: consecutive groups (T).
-        gop_size: pictures of each (K).
-        stride: of the positions 1 … K − 1, those at which vectors and residuals are kept: ``stride, 2·stride, …``.
-        motion: ``"codec"`` as coded; ``"coviar"`` whole and inside the picture; ``"accumulated"`` since the intra
-            picture; ``None`` leaves vectors out.
-        residual: ``"coded"``, ``"pixel"`` (against the picture before; against the intra picture where motion is
-            accumulated), or ``None``.
-        dense: a vector a pixel; otherwise one for each 8x8 block (only ``motion="codec"``).
-        every_motion: also the 8x8 vectors of *all* pictures, for labels made from motion.
-        sample_rate: of the sound in Hz; ``None`` for none.
-
-    Raises:
-        ValueError: sizes below 1, nothing kept, or options that exclude each other.
-    """
-
-    gops: int = 5
-    gop_size: int = 12
-    stride: int = 2
-    motion: Motion | None = "codec"
-    residual: Residual | None = "coded"
-    dense: bool = True
-    every_motion: bool = False
-    sample_rate: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.gops < 1 or self.stride < 1 or self.gop_size <= self.stride:
-            raise ValueError(f"need gops >= 1 and gop_size > stride >= 1, or no P picture is kept; got {self}")
-        if not self.dense and self.motion not in ("codec", None):
-            raise ValueError(f"block resolution exists for motion='codec' alone, got {self}: set dense=True")
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """Positions in a group that are kept; 2, 4, 6, 8, 10 by default."""
-        return tuple(range(self.stride, self.gop_size, self.stride))
-
-    @property
-    def last(self) -> int:
-        """The last position of a group that is touched."""
-        return self.gop_size - 1 if self.every_motion else self.positions[-1]
-
-
-@dataclass(frozen=True)
-class CompressedClip:
-    """T groups of a file; P = T · len(positions) kept predicted pictures, in order.
-
-    Attributes:
-        iframes: RGB, uint8 ``(3, T, H, W)``.
-        motion: displacement in pixels, x then y, float32 ``(2, P, H, W)`` or at block resolution ``(2, P, ⌈H/8⌉,
-            ⌈W/8⌉)``; see :mod:`~avssl_core.media.motion_vectors`.
-        residual: int16 ``(3, P, H, W)``; *coded*: Y, U, V (colour repeated to full size) in −128 … 127; *pixel*: R, G,
-            B in −255 … 255.
-        intra: macroblocks coded anew, bool ``(P, ⌈H/16⌉, ⌈W/16⌉)``; there a coded residual holds the picture itself.
-        every_motion: vectors of all pictures, zero at intra ones, float32 ``(2, T·K, ⌈H/8⌉, ⌈W/8⌉)``.
-        gop: group of each kept P picture, counted from the clip's first, int64 ``(P,)``.
-        position: its position in the group, int64 ``(P,)``.
-        iframe_s: time of each intra picture in seconds after the file's first picture, float64 ``(T,)``.
-        start_s: time of the clip's first picture.
-        waveform: the sound of the same seconds, float32 ``(L,)``.
-        structure: of the stream.
-    """
-
-    iframes: Tensor
-    motion: Tensor | None
-    residual: Tensor | None
-    intra: Tensor | None
-    every_motion: Tensor | None
-    gop: Tensor
-    position: Tensor
-    iframe_s: Tensor
-    start_s: float
-    waveform: Tensor | None
-    structure: Structure
 
 
 class CompressedReader:
@@ -143,7 +62,7 @@ class CompressedReader:
 
     def __init__(self, source: Source) -> None:
         self._name = describe(source)
-        raw = raw_stream(source)
+        raw = raw_mpeg4(source)
         self._file = None
         self._container: Any
         if raw is not None:
@@ -198,7 +117,7 @@ class CompressedReader:
         """Intra pictures alone: nothing of a predicted picture is read from the file or decoded.
 
         Args:
-            gops: numbers of groups, ascending; all by default.
+            gops: numbers of groups, ascending; by default all that have their intra picture.
             size: ``None`` (as stored), the short side, or ``(height, width)``.
 
         Returns:
@@ -207,7 +126,7 @@ class CompressedReader:
         Raises:
             WindowError, DecodeError: no such group; damaged.
         """
-        wanted = range(len(self.structure.gops)) if gops is None else gops
+        wanted = [n for n, gop in enumerate(self.structure.gops) if not gop.headless] if gops is None else gops
         frames = [self._decoders.intra(packet) for packet in self._keys([self._gop(number) for number in wanted])]
         return _rgb(self._name, frames, size)
 
@@ -410,32 +329,6 @@ class _Part:
 
 
 _NO_BLOCKS: Blocks = np.empty((0, 7), np.int32)
-
-
-def raw_stream(source: Source) -> bytes | None:
-    """The bytes of a raw MPEG-4 Part 2 stream; ``None`` where the source is something else.
-
-    Raises:
-        NotMediaError: the file cannot be read.
-    """
-    if isinstance(source, bytes):
-        return source if _is_raw(source[:4]) else None
-    try:
-        if isinstance(source, TarMember):
-            with open(source.path, "rb") as file:
-                file.seek(source.offset)
-                head = file.read(min(4, source.length))
-                return head + file.read(source.length - len(head)) if _is_raw(head) else None
-        with open(source, "rb") as file:
-            head = file.read(4)
-            return head + file.read() if _is_raw(head) else None
-    except (OSError, ValueError) as error:
-        raise NotMediaError(describe(source), f"cannot be read ({error}); check path and permissions") from error
-
-
-def _is_raw(head: bytes) -> bool:
-    """A start code of a visual sequence, object or layer; an MPEG program stream begins with others."""
-    return len(head) == 4 and head[:3] == b"\x00\x00\x01" and (head[3] in (0xB0, 0xB5) or head[3] < 0x30)
 
 
 def _runs(gops: list[Gop], structure: Structure) -> list[list[Gop]]:

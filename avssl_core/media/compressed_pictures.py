@@ -105,7 +105,7 @@ class Decoders:
             if self._header:
                 context.extradata = self._header
             context.thread_count = 1
-            context.options = dict(options)
+            context.options = {**options, "err_detect": "explode"}  # no guesses where the bitstream is damaged
             context.flags |= Flags.low_delay  # a picture in, a picture out
             self._open[purpose] = context
         return self._open[purpose]
@@ -125,6 +125,10 @@ class Decoders:
         Raises:
             DecodeError: it is damaged, or gave no picture.
         """
+        if packet.is_corrupt:
+            raise DecodeError(
+                self._name, f"is cut off in the picture{self._at(packet)}: copy it again, or leave it out"
+            )
         try:
             frames = context.decode(packet)
         except av.FFmpegError as error:

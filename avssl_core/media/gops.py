@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from avssl_core.media.mpeg4 import Layer, find_layer, has_packed_mark, parse_pictures
@@ -37,6 +36,12 @@ class Gop:
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self.kinds)
+
+    @property
+    def headless(self) -> bool:
+        """Whether the intra picture is missing: the file was cut out of a longer one, and its first pictures refer to
+        nothing."""
+        return self.kinds[0] != "I"
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,9 @@ class Structure:
         """Groups at which a clip of ``gops`` consecutive ones can begin.
 
         All but the last must have exactly ``gop_size`` pictures, so that positions are evenly spaced in time; of the
-        last, pictures 0 to ``last`` are used and must exist.
+        last, pictures 0 to ``last`` are used and must exist. A group without its intra picture never serves.
         """
-        sizes = [len(gop) for gop in self.gops]
+        sizes = [0 if gop.headless else len(gop) for gop in self.gops]
         return [
             first
             for first in range(len(sizes) - gops + 1)
@@ -145,8 +150,8 @@ def find_structure(packets: Iterable[Any], stream: Any) -> Structure:
     groups = _Groups(float(stream.time_base))
     for packet in packets:
         at = stamp(packet)
-        if at is None:  # the end
-            continue
+        if at is None or packet.is_corrupt:  # the end, or where the file was cut
+            break
         data = bytes(packet) if context.name == MPEG4 and packet.size else b""
         if first and data:
             layer, first = find_layer(context.extradata, data), False
@@ -171,13 +176,3 @@ def _kind(packet: Any, data: bytes, layer: Layer | None) -> tuple[str, bool]:
     first = pictures[0]
     several = len(pictures) > 1 or any(picture.type == "B" for picture in pictures)
     return (first.type if first.coded else "N"), several
-
-
-def evenly_spaced(structure: Structure) -> bool:
-    """Whether groups begin where counting pictures says, so that a picture's number tells its time."""
-    expected = 0
-    for gop, following in pairwise(structure.gops):
-        expected += len(gop)
-        if abs(following.start_s * structure.fps - expected) > 0.5:
-            return False
-    return True

@@ -11,7 +11,8 @@ Two rules for what a map holds:
 * ``"coviar"``: what the loader of CoViAR (Wu et al. 2018), and with it every paper built on it, feeds its networks:
   fractions cut off toward zero, and no vector for a pixel whose source lies outside the picture.
 
-Blocks that were coded anew (intra) have no vector and count as (0, 0); :func:`intra_map` tells them from still ones.
+Blocks that were coded anew (intra) have no vector and count as (0, 0); :func:`intra_map` tells them from still ones. In
+interlaced streams a macroblock may have a vector for each field; they stand in its upper and lower half.
 """
 
 from __future__ import annotations

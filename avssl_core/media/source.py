@@ -128,6 +128,35 @@ def open_container(source: Source) -> tuple[InputContainer, BoundedFile | None]:
         ) from error
 
 
+def raw_mpeg4(source: Source) -> bytes | None:
+    """The bytes of a raw MPEG-4 Part 2 stream; ``None`` where the source is something else.
+
+    Raises:
+        NotMediaError: the file cannot be read.
+    """
+    if isinstance(source, bytes):
+        return source if _is_raw_mpeg4(source[:4]) else None
+    name = describe(source)
+    path, offset, length = (
+        (source.path, source.offset, source.length) if isinstance(source, TarMember) else (name, 0, -1)
+    )
+    size = _require_file(name, path)
+    if isinstance(source, TarMember):
+        _require_inside(source, size)
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            head = file.read(4)
+            return head + file.read(length - len(head) if length >= 0 else -1) if _is_raw_mpeg4(head) else None
+    except OSError as error:
+        raise NotMediaError(name, f"cannot be read ({_plain(error)}); check links and permissions") from error
+
+
+def _is_raw_mpeg4(head: bytes) -> bool:
+    """A start code of a visual sequence, object or layer; an MPEG program stream begins with others."""
+    return len(head) == 4 and head[:3] == b"\x00\x00\x01" and (head[3] in (0xB0, 0xB5) or head[3] < 0x30)
+
+
 def _head(path: str) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
