@@ -4,6 +4,14 @@ clip."""
 from __future__ import annotations
 
 from avssl_core.transforms.audio import LogMelSpectrogram, SpecAugment, VolumeJitter
+from avssl_core.transforms.compressed import (
+    CompressedAugment,
+    CropDraw,
+    fixed_crop,
+    normalise_motion,
+    normalise_pictures,
+    normalise_residual,
+)
 from avssl_core.transforms.randomness import generator_for, mix
 from avssl_core.transforms.temporal import TimeReversal, TimeShift, modality_split, time_reverse
 from avssl_core.transforms.video import ClipAugment, ClipEval, GaussianBlur, to_float
@@ -11,15 +19,21 @@ from avssl_core.transforms.video import ClipAugment, ClipEval, GaussianBlur, to_
 __all__ = [
     "ClipAugment",
     "ClipEval",
+    "CompressedAugment",
+    "CropDraw",
     "GaussianBlur",
     "LogMelSpectrogram",
     "SpecAugment",
     "TimeReversal",
     "TimeShift",
     "VolumeJitter",
+    "fixed_crop",
     "generator_for",
     "mix",
     "modality_split",
+    "normalise_motion",
+    "normalise_pictures",
+    "normalise_residual",
     "time_reverse",
     "to_float",
 ]
