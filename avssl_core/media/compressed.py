@@ -50,6 +50,7 @@ class CompressedReader:
 
     Args:
         source: path, bytes, or tar member: .mp4, .avi, .mkv …, or a raw MPEG-4 Part 2 stream (.m4v).
+        structure: of this very file, from an earlier reading; saves the pass over its packets.
 
     Raises:
         NotMediaError, NoVideoError, DecodeError: no such file, no pictures, damaged headers.
@@ -60,8 +61,8 @@ class CompressedReader:
         ...     clip = reader.clip(0, GopSpec(gops=5, gop_size=12, stride=2))
     """
 
-    def __init__(self, source: Source) -> None:
-        self._name = describe(source)
+    def __init__(self, source: Source, *, structure: Structure | None = None) -> None:
+        self._name, self._known = describe(source), structure
         raw = raw_mpeg4(source)
         self._file = None
         self._container: Any
@@ -99,6 +100,8 @@ class CompressedReader:
         Raises:
             DecodeError: a header is damaged, or there is no picture.
         """
+        if self._known is not None:
+            return self._known
         if self._kept is None:
             self._track.seek(self._track.start_s)
         try:

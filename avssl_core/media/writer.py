@@ -24,7 +24,6 @@ Frames: TypeAlias = Tensor | npt.NDArray[np.uint8]
 
 _BITEXACT_FORMAT = 0x0400  # AVFMT_FLAG_BITEXACT
 _BITEXACT_CODEC = 1 << 23  # AV_CODEC_FLAG_BITEXACT
-_LAMBDA = 118  # FF_QP2LAMBDA: libav's unit of quality, per quantiser step
 _QUANTISED = ("mpeg4", "mpeg2video", "mpeg1video", "mjpeg")
 
 
@@ -120,7 +119,9 @@ def _configure(context: Any, codec: str, *, gop: int, quantiser: int, b_frames: 
     context.gop_size, context.max_b_frames, context.thread_count = gop, b_frames, 1
     context.flags |= _BITEXACT_CODEC
     if codec in _QUANTISED:
-        context.qscale, context.global_quality = True, quantiser * _LAMBDA
+        # libav takes a fixed quantiser from each frame's own field, which PyAV leaves at 0: clamp it from both sides.
+        context.qscale = True
+        context.options = {"qmin": str(quantiser), "qmax": str(quantiser)}
     elif codec in ("libx264", "libx265"):
         # Scene cuts would move the I pictures; a slow preset saves bytes that a playground does not miss.
         context.options = {"qp": str(quantiser), "preset": "veryfast", "sc_threshold": "0"}

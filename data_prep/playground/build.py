@@ -30,7 +30,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from avssl_core.data import Corpus
-from avssl_core.media import write_clip
+from avssl_core.media import write_clip, writer
 
 from .draw import draw_scene
 from .events import hear_scene
@@ -102,11 +102,11 @@ def content_hash(recipe: Recipe, *, clips: int, seed: int) -> str:
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Hash of the playground's own syntax trees: comments and formatting do not count, anything else does."""
+    """Hash of the syntax trees of the playground and of the encoder: comments and formatting do not count."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    for path in sorted(here.rglob("*.py")):
-        digest.update(path.relative_to(here).as_posix().encode())
+    for path in [*sorted(here.rglob("*.py")), Path(writer.__file__)]:
+        digest.update(path.relative_to(here).as_posix().encode() if path.is_relative_to(here) else b"writer")
         digest.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
     return digest.hexdigest()
 

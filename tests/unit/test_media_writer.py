@@ -12,6 +12,7 @@ import torch
 from helpers_media import numbered, numbers, tone
 
 from avssl_core.media import probe, read_all, write_clip
+from avssl_core.media.mpeg4 import find_layer, parse_pictures
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -151,3 +152,16 @@ def test_a_playground_clip_takes_less_than_40_ms_of_one_core(tmp_path: Path) -> 
         write_clip(tmp_path / f"{index}.mp4", frames, sound)
         taken.append(time.process_time() - start)
     assert sorted(taken)[len(taken) // 2] < 0.040
+
+
+@pytest.mark.parametrize("quantiser", [1, 2, 3, 8, 31])
+def test_every_picture_has_the_quantiser_that_was_asked_for(tmp_path: Path, quantiser: int) -> None:
+    """Read from the pictures' own headers: an option that libav ignores would show nowhere else."""
+    noisy = torch.randint(0, 256, (14, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_clip(tmp_path / "a.mp4", noisy, fps=25, quantiser=quantiser)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        header = container.streams.video[0].codec_context.extradata
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    layer = find_layer(header, packets[0])
+    assert layer is not None
+    assert {parse_pictures(packet, layer)[0].quantiser for packet in packets} == {quantiser}
