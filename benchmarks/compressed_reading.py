@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avssl_core.media import CompressedReader, GopSpec, write_clip
+from avssl_core.media import CompressedReader, GopSpec, Structure, write_clip
 from avssl_core.media.convert import unscaled_rgb
 from avssl_core.media.motion_vectors import accumulate, block_motion, blocks_of, dense_motion, displaced
 from avssl_core.transforms import CropDraw, fixed_crop, normalise_motion, normalise_pictures, normalise_residual
@@ -77,25 +77,33 @@ def with_torchcodec(path: Path, gop: int, size: int) -> Outcome:
     return finish(size, frames.transpose(0, 1))
 
 
-def intra_only(path: Path, gop: int, size: int) -> Outcome:
+@cache
+def structure_of(path: Path) -> Structure:
+    """A file's groups, found once, as a data set's index keeps them; the decoders' counterpart is the container's own
+    index."""
     with CompressedReader(path) as reader:
+        return reader.structure
+
+
+def intra_only(path: Path, gop: int, size: int) -> Outcome:
+    with CompressedReader(path, structure=structure_of(path)) as reader:
         return finish(size, reader.iframes(list(range(gop, gop + GOPS))))
 
 
 def with_vectors(path: Path, gop: int, size: int) -> Outcome:
-    with CompressedReader(path) as reader:
+    with CompressedReader(path, structure=structure_of(path)) as reader:
         clip = reader.clip(gop, BLOCKS)
     return finish(size, clip.iframes, clip.motion)
 
 
 def with_pixel_residuals(path: Path, gop: int, size: int) -> Outcome:
-    with CompressedReader(path) as reader:
+    with CompressedReader(path, structure=structure_of(path)) as reader:
         clip = reader.clip(gop, GopSpec(GOPS, GOP_SIZE, 2, motion="coviar", residual="pixel"))
     return finish(size, clip.iframes, clip.motion, clip.residual)
 
 
 def with_coded_residuals(path: Path, gop: int, size: int) -> Outcome:
-    with CompressedReader(path) as reader:
+    with CompressedReader(path, structure=structure_of(path)) as reader:
         clip = reader.clip(gop, GopSpec(GOPS, GOP_SIZE, 2, residual="coded", dense=False))
     return finish(size, clip.iframes, clip.motion, clip.residual)
 
@@ -132,8 +140,6 @@ def _one_call(path: Path, gop: int, position: int) -> tuple[np.ndarray, np.ndarr
 def routes() -> dict[str, Route]:
     found: dict[str, Route] = {"all pictures, PyAV": pyav}
     try:
-        import torchcodec.decoders
-
         found["all pictures, torchcodec"] = with_torchcodec
     except Exception as error:  # a missing FFmpeg shows as RuntimeError, a missing package as ImportError
         print(f"torchcodec is left out, it does not load: {str(error).splitlines()[0]}")
@@ -209,9 +215,18 @@ def peak_of(name: str, path: Path, size: int) -> float:
 def _peak(name: str, path: Path, size: int) -> float:
     torch.set_num_threads(1)
     route = routes()[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    structure_of(path)
+    route(path, 2, size)  # imports and decoders are not the clip's
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten (Linux)
+    before = _resident("VmRSS")
     route(path, 3, size)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    """A line of Linux's account of this process's memory, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1e3 for line in lines if line.startswith(field))
 
 
 def show(kind: str, figures: dict[str, dict[str, float]], rate: float) -> None:

@@ -228,7 +228,7 @@ class CompressedReader:
         """Vectors, and coded residuals, of a group's P pictures, each from its own packet."""
         height, width = self.structure.height, self.structure.width
         blocks: list[Blocks] = [_NO_BLOCKS] * (spec.last + 1)
-        planes = np.zeros((3, len(spec.positions), height, width), np.int16) if spec.residual else None
+        planes = np.zeros((3, len(spec.positions), height, width), np.int8) if spec.residual else None
         kept = {position: number for number, position in enumerate(spec.positions)}
         for position in range(1, spec.last + 1):
             packet, wanted = packets[position], position in kept or spec.every_motion or spec.motion == "accumulated"
@@ -327,7 +327,7 @@ class _Part:
 
     blocks: list[Blocks]
     missing: list[bool]
-    residual: npt.NDArray[np.int16] | None
+    residual: npt.NDArray[np.int8 | np.int16] | None
     accumulated: npt.NDArray[np.float32] | None
 
 
@@ -351,7 +351,7 @@ def _rgb(name: str, frames: list[av.VideoFrame], size: int | tuple[int, int] | N
     return torch.from_numpy(np.ascontiguousarray(pixels.swapaxes(0, 1)))
 
 
-def _doubled(plane: npt.NDArray[np.int16], height: int, width: int) -> npt.NDArray[np.int16]:
+def _doubled(plane: npt.NDArray[np.int8], height: int, width: int) -> npt.NDArray[np.int8]:
     """A colour plane at the size of the luma plane, by repetition."""
     return plane.repeat(2, axis=0)[:height].repeat(2, axis=1)[:, :width]
 

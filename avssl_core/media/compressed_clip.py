@@ -67,8 +67,8 @@ class CompressedClip:
         iframes: RGB, uint8 ``(3, T, H, W)``.
         motion: displacement in pixels, x then y, float32 ``(2, P, H, W)`` or at block resolution ``(2, P, ⌈H/8⌉,
             ⌈W/8⌉)``; see :mod:`~avssl_core.media.motion_vectors`.
-        residual: int16 ``(3, P, H, W)``; *coded*: Y, U, V (colour repeated to full size) in −128 … 127; *pixel*: R, G,
-            B in −255 … 255.
+        residual: ``(3, P, H, W)``; *coded*: Y, U, V (colour repeated to full size), int8; *pixel*: R, G, B, int16 in
+            −255 … 255.
         intra: macroblocks coded anew, bool ``(P, ⌈H/16⌉, ⌈W/16⌉)``; there a coded residual holds the picture itself.
         every_motion: vectors of all pictures, zero at intra ones, float32 ``(2, T·K, ⌈H/8⌉, ⌈W/8⌉)``.
         gop: group of each kept P picture, counted from the clip's first, int64 ``(P,)``.

@@ -28,12 +28,12 @@ from avssl_core.media.mpeg4 import grey_picture
 
 # The MPEG-4 decoder reads ahead of the end of a packet. Without zeros there its result differs from run to run.
 _PADDING = bytes(64)
-_GREY = 128
+_GREY = np.uint8(128)
 _VECTORS = {"flags2": "+export_mvs"}
 # Vectors and nothing else: an eighth of the size, no inverse transform.
 _VECTORS_ALONE = {**_VECTORS, "lowres": "3", "skip_idct": "all"}
 
-Planes = tuple[npt.NDArray[np.int16], npt.NDArray[np.int16], npt.NDArray[np.int16]]
+Planes = tuple[npt.NDArray[np.int8], npt.NDArray[np.int8], npt.NDArray[np.int8]]
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class CodedPicture:
     """One P picture decoded alone.
 
     Attributes:
-        planes: prediction error of Y ``(H, W)``, U and V ``(⌈H/2⌉, ⌈W/2⌉)``, int16 in −128 … 127; in intra blocks
-            the picture itself, minus 128.
+        planes: prediction error of Y ``(H, W)``, U and V ``(⌈H/2⌉, ⌈W/2⌉)``, int8; in intra blocks the picture itself,
+            minus 128.
         blocks: its vectors.
     """
 
@@ -146,9 +146,9 @@ class Decoders:
         return "" if packet.pts is None else f" at {float(packet.pts * Fraction(self._tick_s)):.3f} s"
 
 
-def _plane(frame: av.VideoFrame, index: int) -> npt.NDArray[np.int16]:
-    """One plane of a frame minus mid-grey, int16."""
+def _plane(frame: av.VideoFrame, index: int) -> npt.NDArray[np.int8]:
+    """One plane of a frame minus mid-grey."""
     plane: Any = frame.planes[index]
     height, width = (frame.height, frame.width) if index == 0 else (-(-frame.height // 2), -(-frame.width // 2))
     raw = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:height, :width]
-    return raw.astype(np.int16) - _GREY
+    return (raw ^ _GREY).view(np.int8)  # turning the highest bit over subtracts 128

@@ -58,28 +58,33 @@ def block_motion(frames: list[Blocks], height: int, width: int) -> Floats:
         float32 ``(2, P, ceil(height / 8), ceil(width / 8))``, x then y, in *pixels*.
     """
     cells = np.zeros((2, len(frames), -(-height // CELL), -(-width // CELL)), np.float32)
-    for at, blocks in enumerate(frames):
-        rows, columns, owner = _cells(blocks, *cells.shape[2:])
-        moved = -blocks[owner, 4:6] / blocks[owner, 6:7]
-        cells[0, at, rows, columns], cells[1, at, rows, columns] = moved[:, 0], moved[:, 1]
+    blocks, picture = _joined(frames)
+    rows, columns, owner = _cells(blocks, *cells.shape[2:])
+    moved = -blocks[:, 4:6] / blocks[:, 6:7].astype(np.float32)
+    cells[:, picture[owner], rows, columns] = moved[owner].T
     return cells
+
+
+def _joined(frames: list[Blocks]) -> tuple[Blocks, npt.NDArray[np.intp]]:
+    """The blocks of all pictures in one list, and the picture of each."""
+    numbers = np.repeat(np.arange(len(frames)), [len(blocks) for blocks in frames])
+    return (np.concatenate(frames) if frames else np.empty((0, 7), np.int32)), numbers
 
 
 def _cells(blocks: Blocks, height: int, width: int) -> tuple[Any, Any, Any]:
     """Rows and columns of all cells that blocks cover, inside a grid, and the block that each belongs to."""
     across, down = np.maximum(blocks[:, 2] // CELL, 1), np.maximum(blocks[:, 3] // CELL, 1)
-    owners, rows, columns = [], [], []
+    top, left = blocks[:, 1] // CELL, blocks[:, 0] // CELL
+    owners, rows, columns = [np.empty(0, np.intp)], [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     for dy in range(int(down.max(initial=0))):
         for dx in range(int(across.max(initial=0))):
-            owner = np.flatnonzero((dy < down) & (dx < across))
+            row, column = top + dy, left + dx
+            covered = (dy < down) & (dx < across) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            owner = np.flatnonzero(covered)
             owners.append(owner)
-            rows.append(blocks[owner, 1] // CELL + dy)
-            columns.append(blocks[owner, 0] // CELL + dx)
-    if not owners:
-        return (np.empty(0, np.intp),) * 3
-    row, column, owner = np.concatenate(rows), np.concatenate(columns), np.concatenate(owners)
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    return row[inside], column[inside], owner[inside]
+            rows.append(row[owner])
+            columns.append(column[owner])
+    return np.concatenate(rows), np.concatenate(columns), np.concatenate(owners)
 
 
 def intra_map(frames: list[Blocks], height: int, width: int) -> npt.NDArray[np.bool_]:
@@ -90,9 +95,9 @@ def intra_map(frames: list[Blocks], height: int, width: int) -> npt.NDArray[np.b
     """
     side = CELL * _MACROBLOCK
     intra = np.ones((len(frames), -(-height // side), -(-width // side)), bool)
-    for at, blocks in enumerate(frames):
-        rows, columns, _ = _cells(blocks, _MACROBLOCK * intra.shape[1], _MACROBLOCK * intra.shape[2])
-        intra[at, rows // _MACROBLOCK, columns // _MACROBLOCK] = False
+    blocks, picture = _joined(frames)
+    rows, columns, owner = _cells(blocks, _MACROBLOCK * intra.shape[1], _MACROBLOCK * intra.shape[2])
+    intra[picture[owner], rows // _MACROBLOCK, columns // _MACROBLOCK] = False
     return intra
 
 

@@ -144,9 +144,9 @@ def raw_mpeg4(source: Source) -> bytes | None:
     if isinstance(source, TarMember):
         _require_inside(source, size)
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             file.seek(offset)
-            head = file.read(4)
+            head = file.read(4) or b""
             return head + file.read(length - len(head) if length >= 0 else -1) if _is_raw_mpeg4(head) else None
     except OSError as error:
         raise NotMediaError(name, f"cannot be read ({_plain(error)}); check links and permissions") from error

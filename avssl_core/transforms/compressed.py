@@ -128,14 +128,14 @@ def fixed_crop(batch: int, picture: tuple[int, int], *, scale: float = 0.875, po
 def normalise_pictures(pictures: Tensor) -> Tensor:
     """RGB ``(B, 3, T, H, W)`` in 0 … 255 to zero mean and unit deviation over ImageNet."""
     mean, std = (pictures.new_tensor(x, dtype=torch.float32).view(1, 3, 1, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-    return (pictures.float() / 255 - mean) / std
+    return (pictures * (1 / (255 * std))).sub_(mean / std)
 
 
 def normalise_motion(motion: Tensor, bound: float = MOTION_BOUND) -> Tensor:
     """Vectors in pixels to [−0.5, 0.5]: ``bound`` pixels become 0.5, longer ones are cut off, zero stays zero."""
     if bound <= 0:
         raise ValueError(f"bound must be positive, got {bound}")
-    return (motion.float() / (2 * bound)).clamp(-0.5, 0.5)
+    return (motion * (0.5 / bound)).clamp_(-0.5, 0.5)
 
 
 def normalise_residual(residual: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def normalise_residual(residual: Tensor) -> Tensor:
     are (blue first, in its own loader), and so does everybody after it.
     """
     std = residual.new_tensor(IMAGENET_STD, dtype=torch.float32).view(1, 3, 1, 1, 1)
-    return residual.float().clamp(-128, 127) / 255 / std
+    return residual.to(torch.float32, copy=True).clamp_(-128, 127).mul_(1 / (255 * std))
 
 
 def coviar_motion_codes(motion: Tensor) -> Tensor:
