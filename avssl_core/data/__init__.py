@@ -7,6 +7,7 @@ from avssl_core.data.cache import DecodedCache
 from avssl_core.data.corpus import Corpus
 from avssl_core.data.dataset import Item, TimedDataset, UniformDataset, WindowDataset, collate
 from avssl_core.data.errors import ClipError, CorpusError, NoUsableClipsError, TooManyBadClipsError
+from avssl_core.data.gop_dataset import GopDataset, PlacedGopDataset, find_structures
 from avssl_core.data.indexing import index_folder, open_corpus, refusal_report
 from avssl_core.data.loader import BadClips, Loader, make_loader
 from avssl_core.data.locations import cache_home
@@ -19,12 +20,14 @@ __all__ = [
     "Corpus",
     "CorpusError",
     "DecodedCache",
+    "GopDataset",
     "GroupedBatchSampler",
     "InOrder",
     "Item",
     "Loader",
     "NoUsableClipsError",
     "Order",
+    "PlacedGopDataset",
     "SeededOrder",
     "TimedDataset",
     "TooManyBadClipsError",
@@ -34,6 +37,7 @@ __all__ = [
     "cache_home",
     "collate",
     "draw_starts",
+    "find_structures",
     "index_folder",
     "make_loader",
     "open_corpus",

@@ -1,0 +1,202 @@
+"""Compressed clips for training and evaluation: T groups of pictures of every file, drawn or placed.
+
+Which groups a file has is found once for the whole corpus, in parallel and without decoding, and kept beside the
+corpus' other caches. A file whose groups cannot serve is left out with its reason; one that turns out damaged while it
+is read is replaced in the open, exactly as in :class:`~avssl_core.data.dataset.WindowDataset`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from avssl_core import media
+from avssl_core.data.corpus import Corpus
+from avssl_core.data.dataset import Item, WindowDataset
+from avssl_core.data.errors import CorpusError, NoUsableClipsError
+from avssl_core.data.locations import cache_home, digest
+from avssl_core.media.gops import Gop, Structure
+from avssl_core.media.mpeg4 import Layer
+from avssl_core.transforms import generator_for
+
+_VERSION = 1  # of the stored form
+_MANY = 1000  # files from which on a progress bar is worth its line
+
+
+def find_structures(
+    corpus: Corpus, *, workers: int | None = None, progress: bool = True
+) -> list[Structure | media.MediaError]:
+    """The groups of every clip of a corpus, or why they cannot be found; remembered as long as the file is the same.
+
+    Args:
+        corpus: the clips.
+        workers: threads; by default 8 (demuxing waits for the disk and releases the interpreter).
+        progress: show a bar.
+    """
+    home = cache_home() / "structures"
+    home.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(workers or 8) as pool:
+        found = pool.map(lambda row: _structure(corpus, row, home), range(len(corpus)))
+        return list(tqdm(found, total=len(corpus), desc="groups of pictures", unit="clip", disable=not progress))
+
+
+def _structure(corpus: Corpus, row: int, home: Path) -> Structure | media.MediaError:
+    source = corpus.source(row)
+    try:
+        stored = home / f"{_identity(source)}.json"
+    except OSError as error:
+        return media.NotMediaError(str(source), f"cannot be read ({error.strerror}); index the folder again")
+    if stored.is_file():
+        try:
+            return _from_json(stored.read_text(encoding="utf-8"))
+        except (ValueError, TypeError, KeyError):
+            stored.unlink(missing_ok=True)  # written half, or by another version
+    try:
+        with media.CompressedReader(source) as reader:
+            structure = reader.structure
+    except media.MediaError as error:
+        return error
+    part = stored.with_suffix(f".{os.getpid()}-{row}.part")
+    part.write_text(json.dumps({"version": _VERSION, "structure": asdict(structure)}), encoding="utf-8")
+    part.replace(stored)
+    return structure
+
+
+def _identity(source: Path | media.TarMember) -> str:
+    """Changes when the file does."""
+    path = Path(source.path) if isinstance(source, media.TarMember) else source
+    status = path.stat()
+    place = (source.offset, source.length) if isinstance(source, media.TarMember) else ()
+    return digest(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{place}|{_VERSION}")
+
+
+def _from_json(text: str) -> Structure:
+    """The inverse of ``asdict``."""
+    held: dict[str, Any] = json.loads(text)["structure"]
+    layer = Layer(**held.pop("layer")) if held["layer"] is not None else held.pop("layer")
+    return Structure(**held | {"gops": tuple(Gop(**gop) for gop in held["gops"])}, layer=layer)
+
+
+class _Groups:
+    """Reads groups of the clips of a corpus; what ``WindowDataset`` asks of its windows."""
+
+    def __init__(self, corpus: Corpus, spec: media.GopSpec, structures: Sequence[Structure | media.MediaError]) -> None:
+        self.corpus, self.spec, self.structures = corpus, spec, structures
+        self._groups, self.group_names = corpus.codes("group")
+
+    def duration_s(self, row: int) -> float:
+        """Seconds of the pictures."""
+        structure = self.structures[row]
+        return structure.num_pictures / structure.fps if isinstance(structure, Structure) else 0.0
+
+    def starts(self, row: int) -> list[int]:
+        """Groups at which a clip can begin."""
+        structure, spec = self.structures[row], self.spec
+        return structure.starts(spec.gops, spec.gop_size, spec.last) if isinstance(structure, Structure) else []
+
+    def read(self, row: int, starts: Tensor) -> Item:
+        """The clip at group ``starts`` ``(1,)``."""
+        structure = self.structures[row]
+        known = structure if isinstance(structure, Structure) else None
+        with media.CompressedReader(self.corpus.source(row), structure=known) as reader:
+            clip = reader.clip(int(starts[0]), self.spec)
+        parts = {name: getattr(clip, name) for name in ("motion", "residual", "intra", "every_motion", "waveform")}
+        item: dict[str, Any] = {name: value for name, value in parts.items() if value is not None}
+        item |= {"iframes": clip.iframes, "start_s": torch.tensor([clip.start_s], dtype=torch.float64)}
+        item |= {"row": row, "group": int(self._groups[row]), "bad": []}
+        return item  # type: ignore[return-value]
+
+    def refusal(self, row: int) -> str | None:
+        """Why a clip cannot serve; ``None`` if it can."""
+        structure = self.structures[row]
+        if not isinstance(structure, Structure):
+            return structure.reason
+        needs_p = self.spec.motion is not None or self.spec.residual is not None
+        if needs_p and structure.obstacle is not None:
+            return f"has {structure.obstacle}: transcode it with `avssl data compress`"
+        if self.spec.residual == "coded" and structure.coded_obstacle is not None:
+            return f"coded residuals cannot be read from {structure.coded_obstacle}"
+        if not self.starts(row):
+            wanted = f"{self.spec.gops} groups of {self.spec.gop_size} pictures in a row"
+            return f"has no {wanted}, only {structure.lengths()} (length: how many)"
+        silent = self.spec.sample_rate is not None and self.corpus.index["audio_codec"].iat[row] == ""
+        return "has no sound" if silent else None
+
+
+class GopDataset(WindowDataset):
+    """Compressed clips drawn for training: item ``(epoch, index)`` is a function of (seed, epoch, index).
+
+    An item holds ``iframes`` uint8 ``(3, T, H, W)`` and, as the spec asks, ``motion``, ``residual``, ``intra``,
+    ``every_motion``, ``waveform`` (see :class:`~avssl_core.media.CompressedClip`), with ``start_s``, ``row``, ``group``
+    and ``bad``. Files of different sizes do not fit one batch: transcode them to one.
+
+    Args:
+        corpus: the clips.
+        spec: how many groups, which positions, which streams.
+        seed: of all draws.
+        structures: of :func:`find_structures`; found here by default.
+        max_bad_share: share of the clips that may fail before the run stops.
+
+    Attributes:
+        rows: row of the corpus for every index of the data set.
+        refused: ``(uri, reason)`` of the clips that cannot serve.
+        groups: group of every index ``(len(self),)``.
+
+    Raises:
+        NoUsableClipsError: if no clip can serve; it lists reasons.
+        CorpusError: structures of another number of clips.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        spec: media.GopSpec,
+        *,
+        seed: int,
+        structures: Sequence[Structure | media.MediaError] | None = None,
+        max_bad_share: float = 0.01,
+    ) -> None:
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"max_bad_share is a share between 0 and 1, got {max_bad_share}")
+        structures = find_structures(corpus, progress=len(corpus) > _MANY) if structures is None else structures
+        if len(structures) != len(corpus):
+            raise CorpusError(f"{len(structures)} structures for {len(corpus)} clips: find them for this corpus")
+        self.corpus, self.seed, self.max_bad_share, self.gop_spec = corpus, seed, max_bad_share, spec
+        self._windows: Any = _Groups(corpus, spec, structures)
+        reasons = [self._windows.refusal(row) for row in range(len(corpus))]
+        uris = corpus.index["uri"].astype(str).tolist()
+        self.refused = [(uri, reason) for uri, reason in zip(uris, reasons, strict=True) if reason is not None]
+        self.rows = np.flatnonzero([reason is None for reason in reasons])
+        if len(self.rows) == 0:
+            raise NoUsableClipsError(f"none of the {len(corpus)} clips of {corpus.root} serves {spec}", self.refused)
+        self.groups = self._windows._groups[self.rows]
+
+    def _starts(self, row: int, seconds: float, epoch: int, index: int) -> Tensor:
+        """One of the admissible groups, ``(1,)``."""
+        admissible = self._windows.starts(row)
+        drawn = torch.randint(len(admissible), (1,), generator=generator_for(self.seed, epoch, index))
+        return torch.tensor([admissible[int(drawn)]])
+
+
+class PlacedGopDataset(GopDataset):
+    """The same clips for evaluation: the admissible start nearest to the middle of the file, and no replacement."""
+
+    def __getitem__(self, key: Any) -> Item:
+        """Item ``index``.
+
+        Raises:
+            MediaError: the file is damaged.
+        """
+        row = int(self.rows[int(key)])
+        admissible = self._windows.starts(row)
+        item: Item = self._windows.read(row, torch.tensor([admissible[len(admissible) // 2]]))
+        return item
