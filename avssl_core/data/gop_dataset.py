@@ -8,6 +8,7 @@ is read is replaced in the open, exactly as in :class:`~avssl_core.data.dataset.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
