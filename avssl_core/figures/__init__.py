@@ -1,6 +1,13 @@
 """Figures that several chapters draw, in one style: labelled axes with units, readable without colour."""
 
 from avssl_core.figures.clips import contact_sheet, filmstrip, sight_and_sound, spectrogram, waveform
+from avssl_core.figures.compressed import (
+    group_of_pictures,
+    motion_arrows,
+    motion_colours,
+    pyramid_labels,
+    residual_picture,
+)
 from avssl_core.figures.relations import pull_push, relation_matrices, roles_of, sampling_tree
 from avssl_core.figures.seeds import (
     arms_over_seeds,
@@ -22,12 +29,17 @@ __all__ = [
     "embedding_scatter",
     "figure_of",
     "filmstrip",
+    "group_of_pictures",
     "learning_curves",
     "line_style",
+    "motion_arrows",
+    "motion_colours",
     "paper_and_ours",
     "pull_push",
+    "pyramid_labels",
     "reference_line",
     "relation_matrices",
+    "residual_picture",
     "roles_of",
     "sampling_tree",
     "sensitivity_histogram",
