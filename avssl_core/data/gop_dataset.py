@@ -27,9 +27,10 @@ from avssl_core.data.errors import CorpusError, NoUsableClipsError
 from avssl_core.data.locations import cache_home, digest
 from avssl_core.media.gops import Gop, Structure
 from avssl_core.media.mpeg4 import Layer
-from avssl_core.transforms import generator_for
+from avssl_core.transforms import fixed_crop, generator_for
 
 _VERSION = 1  # of the stored form
+_STREAMS = ("iframes", "motion", "residual", "intra", "every_motion", "waveform")
 _MANY = 1000  # files from which on a progress bar is worth its line
 
 
@@ -90,9 +91,17 @@ def _from_json(text: str) -> Structure:
 class _Groups:
     """Reads groups of the clips of a corpus; what ``WindowDataset`` asks of its windows."""
 
-    def __init__(self, corpus: Corpus, spec: media.GopSpec, structures: Sequence[Structure | media.MediaError]) -> None:
-        self.corpus, self.spec, self.structures = corpus, spec, structures
+    def __init__(
+        self,
+        corpus: Corpus,
+        spec: media.GopSpec,
+        structures: Sequence[Structure | media.MediaError],
+        size: int | None,
+        remember: bool,
+    ) -> None:
+        self.corpus, self.spec, self.structures, self.size = corpus, spec, structures, size
         self._groups, self.group_names = corpus.codes("group")
+        self._memory: dict[tuple[int, int], dict[str, Any]] | None = {} if remember else None
 
     def duration_s(self, row: int) -> float:
         """Seconds of the pictures."""
@@ -106,14 +115,21 @@ class _Groups:
 
     def read(self, row: int, starts: Tensor) -> Item:
         """The clip at group ``starts`` ``(1,)``."""
+        key = (row, int(starts[0]))
+        if self._memory is not None and key in self._memory:
+            return dict(self._memory[key], bad=[])  # type: ignore[return-value]
         structure = self.structures[row]
         known = structure if isinstance(structure, Structure) else None
         with media.CompressedReader(self.corpus.source(row), structure=known) as reader:
-            clip = reader.clip(int(starts[0]), self.spec)
-        parts = {name: getattr(clip, name) for name in ("motion", "residual", "intra", "every_motion", "waveform")}
+            clip = reader.clip(key[1], self.spec)
+        parts = {name: getattr(clip, name) for name in _STREAMS}
         item: dict[str, Any] = {name: value for name, value in parts.items() if value is not None}
-        item |= {"iframes": clip.iframes, "start_s": torch.tensor([clip.start_s], dtype=torch.float64)}
-        item |= {"row": row, "group": int(self._groups[row]), "bad": []}
+        if self.size is not None:
+            item |= _square(item, self.size)
+        item |= {"start_s": torch.tensor([clip.start_s], dtype=torch.float64), "row": row}
+        item |= {"group": int(self._groups[row]), "bad": []}
+        if self._memory is not None:
+            self._memory[key] = item
         return item  # type: ignore[return-value]
 
     def refusal(self, row: int) -> str | None:
@@ -133,18 +149,37 @@ class _Groups:
         return "has no sound" if silent else None
 
 
+def _square(item: dict[str, Any], size: int) -> dict[str, Tensor]:
+    """The middle square of all streams; pictures and residuals resized to ``size``, vectors at the resolution they
+    have (they go on counting pixels of the file)."""
+    iframes: Tensor = item["iframes"]
+    crop = fixed_crop(1, (iframes.shape[-2], iframes.shape[-1]), scale=1.0)
+    out = {"iframes": crop.cut(iframes[None], size)[0].round().to(torch.uint8)}
+    if "residual" in item:
+        out["residual"] = crop.cut(item["residual"][None], size)[0].round().to(item["residual"].dtype)
+    for name in ("motion", "every_motion"):
+        if name in item:
+            out[name] = crop.cut_motion(item[name][None], min(item[name].shape[-2:]))[0]
+    if "intra" in item:
+        out["intra"] = crop.cut(item["intra"][None, None], min(item["intra"].shape[-2:]))[0, 0] > 0.5
+    return out
+
+
 class GopDataset(WindowDataset):
     """Compressed clips drawn for training: item ``(epoch, index)`` is a function of (seed, epoch, index).
 
     An item holds ``iframes`` uint8 ``(3, T, H, W)`` and, as the spec asks, ``motion``, ``residual``, ``intra``,
     ``every_motion``, ``waveform`` (see :class:`~avssl_core.media.CompressedClip`), with ``start_s``, ``row``, ``group``
-    and ``bad``. Files of different sizes do not fit one batch: transcode them to one.
+    and ``bad``. Files of different sizes fit one batch with ``size``.
 
     Args:
         corpus: the clips.
         spec: how many groups, which positions, which streams.
         seed: of all draws.
         structures: of :func:`find_structures`; found here by default.
+        size: cut the middle square out and resize pictures and residuals to this side, so that files of any size fit
+            one batch; ``None`` leaves them as they are.
+        remember: keep every clip that was read in this process's memory: for corpora that fit it, without workers.
         max_bad_share: share of the clips that may fail before the run stops.
 
     Attributes:
@@ -164,6 +199,8 @@ class GopDataset(WindowDataset):
         *,
         seed: int,
         structures: Sequence[Structure | media.MediaError] | None = None,
+        size: int | None = None,
+        remember: bool = False,
         max_bad_share: float = 0.01,
     ) -> None:
         if not 0 <= max_bad_share <= 1:
@@ -172,7 +209,7 @@ class GopDataset(WindowDataset):
         if len(structures) != len(corpus):
             raise CorpusError(f"{len(structures)} structures for {len(corpus)} clips: find them for this corpus")
         self.corpus, self.seed, self.max_bad_share, self.gop_spec = corpus, seed, max_bad_share, spec
-        self._windows: Any = _Groups(corpus, spec, structures)
+        self._windows: Any = _Groups(corpus, spec, structures, size, remember)
         reasons = [self._windows.refusal(row) for row in range(len(corpus))]
         uris = corpus.index["uri"].astype(str).tolist()
         self.refused = [(uri, reason) for uri, reason in zip(uris, reasons, strict=True) if reason is not None]

@@ -43,10 +43,10 @@ def usable(corpus: Corpus) -> Corpus:
 
 def test_items_hold_what_the_spec_says(corpus: Corpus) -> None:
     item = GopDataset(usable(corpus), SPEC, seed=0)[0, 3]
-    assert item["iframes"].shape == (3, 2, HEIGHT, WIDTH)  # type: ignore[typeddict-item]
-    assert item["motion"].shape == (2, 4, HEIGHT, WIDTH)  # type: ignore[typeddict-item]
-    assert item["residual"].shape == (3, 4, HEIGHT, WIDTH)  # type: ignore[typeddict-item]
-    assert item["every_motion"].shape == (2, 24, HEIGHT // 8, WIDTH // 8)  # type: ignore[typeddict-item]
+    assert item["iframes"].shape == (3, 2, HEIGHT, WIDTH)
+    assert item["motion"].shape == (2, 4, HEIGHT, WIDTH)
+    assert item["residual"].shape == (3, 4, HEIGHT, WIDTH)
+    assert item["every_motion"].shape == (2, 24, HEIGHT // 8, WIDTH // 8)
     assert item["row"] == 3 and item["bad"] == [] and item["start_s"].shape == (1,)
 
 
@@ -124,3 +124,20 @@ def test_placed_clips_lie_in_the_middle(corpus: Corpus) -> None:
 def test_structures_of_another_corpus_are_refused(corpus: Corpus) -> None:
     with pytest.raises(CorpusError, match="1 structures for 7 clips"):
         GopDataset(corpus, SPEC, seed=0, structures=find_structures(corpus, progress=False)[:1])
+
+
+def test_squares_of_one_size_and_memory(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = usable(corpus)
+    spec = GopSpec(2, 12, 4, dense=False, every_motion=True)
+    small, plain = (GopDataset(clips, spec, seed=0, size=size, remember=size is not None) for size in (32, None))
+    first, whole = small[0, 1], plain[0, 1]
+    assert first["iframes"].shape == (3, 2, 32, 32) and first["residual"].shape == (3, 4, 32, 32)
+    edge = (WIDTH - HEIGHT) // 2 // 8
+    middle = whole["motion"][..., edge : edge + HEIGHT // 8]
+    torch.testing.assert_close(first["motion"], middle, atol=1e-4, rtol=0)
+    inside = whole["iframes"][..., (WIDTH - HEIGHT) // 2 : (WIDTH + HEIGHT) // 2]
+    halved = torch.nn.functional.avg_pool2d(inside.float(), 2)
+    assert (halved - first["iframes"].float()).abs().mean() < 1
+    monkeypatch.setattr("avssl_core.media.CompressedReader", None)  # from here on memory serves
+    again = small[0, 1]
+    assert torch.equal(again["iframes"], first["iframes"])
