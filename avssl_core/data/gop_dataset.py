@@ -226,7 +226,23 @@ class GopDataset(WindowDataset):
 
 
 class PlacedGopDataset(GopDataset):
-    """The same clips for evaluation: the admissible start nearest to the middle of the file, and no replacement."""
+    """The same clips for evaluation, each at one place, and no replacement of damaged ones.
+
+    Args:
+        args: as :class:`GopDataset`.
+        at: number of the admissible start; by default the one nearest to the middle of the file.
+        options: as :class:`GopDataset`.
+
+    Raises:
+        ValueError: a clip does not have that many starts.
+    """
+
+    def __init__(self, *args: Any, at: int | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._at = at
+        most = min(len(self._windows.starts(int(row))) for row in self.rows)
+        if at is not None and not 0 <= at < most:
+            raise ValueError(f"at={at}, but there is a clip with {most} admissible starts: expected 0 to {most - 1}")
 
     def __getitem__(self, key: Any) -> Item:
         """Item ``index``.
@@ -236,5 +252,6 @@ class PlacedGopDataset(GopDataset):
         """
         row = int(self.rows[int(key)])
         admissible = self._windows.starts(row)
-        item: Item = self._windows.read(row, torch.tensor([admissible[len(admissible) // 2]]))
+        start = admissible[len(admissible) // 2 if self._at is None else self._at]
+        item: Item = self._windows.read(row, torch.tensor([start]))
         return item

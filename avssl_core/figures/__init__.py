@@ -2,9 +2,11 @@
 
 from avssl_core.figures.clips import contact_sheet, filmstrip, sight_and_sound, spectrogram, waveform
 from avssl_core.figures.compressed import (
+    cell_shares,
     group_of_pictures,
     motion_arrows,
     motion_colours,
+    predicted_cells,
     pyramid_labels,
     residual_picture,
 )
@@ -24,6 +26,7 @@ __all__ = [
     "COLOURS",
     "arms_over_seeds",
     "bar_style",
+    "cell_shares",
     "claims_plot",
     "contact_sheet",
     "embedding_scatter",
@@ -35,6 +38,7 @@ __all__ = [
     "motion_arrows",
     "motion_colours",
     "paper_and_ours",
+    "predicted_cells",
     "pull_push",
     "pyramid_labels",
     "reference_line",

@@ -209,3 +209,57 @@ def _bare(ax: Axes, title: str) -> Axes:
     for spine in ax.spines.values():
         spine.set_visible(False)
     return ax
+
+
+def predicted_cells(pictures: Tensor, labels: Tensor, guesses: Tensor, *, cells: int) -> Figure:
+    """Labelled cells (solid) and predicted ones (dashed) over the intra pictures of some clips, a row a clip.
+
+    Args:
+        pictures: uint8 ``(B, 3, T, H, W)``.
+        labels: ``(B, T)``, one window a group; cells row by row.
+        guesses: the same shape.
+        cells: of the grid, a side.
+
+    Raises:
+        ValueError: labels and guesses are not one for every picture.
+    """
+    batch, _, groups, height, width = pictures.shape
+    if labels.shape != (batch, groups) or guesses.shape != (batch, groups):
+        raise ValueError(f"expected labels and guesses {(batch, groups)}, got {labels.shape} and {guesses.shape}")
+    side = WIDTH / groups
+    size = (WIDTH, batch * (side * height / width + 0.1) + 0.3)
+    figure, axes = plt.subplots(batch, groups, figsize=size, squeeze=False)
+    for clip, row in enumerate(axes):
+        for group, ax in enumerate(row):
+            _bare(ax, "").imshow(_picture(pictures[clip, :, group]), interpolation="antialiased")
+            for cell, inset, style in ((labels, 0.0, "-"), (guesses, 0.06, DASHES[1])):
+                down, across = divmod(int(cell[clip, group]), cells)
+                corner = ((across + inset) * width / cells - 0.5, (down + inset) * height / cells - 0.5)
+                share = (1 - 2 * inset) / cells
+                for colour, thickness in (("black", 2.6), ("white", 1.2)):
+                    ax.add_patch(
+                        Rectangle(
+                            corner, share * width, share * height, fill=False, edgecolor=colour, linewidth=thickness,
+                            linestyle=style if colour == "white" else "-",
+                        )
+                    )  # fmt: skip
+    return figure
+
+
+def cell_shares(shares: npt.NDArray[np.floating], *, label: str = "share of labels", ax: Axes | None = None) -> Axes:
+    """How often each cell of a grid is the label: a small heat map with its numbers.
+
+    Args:
+        shares: ``(s, s)``, rows from the top of the picture.
+        label: what is counted.
+        ax: where to draw.
+    """
+    grid = np.asarray(shares, dtype=np.float64)
+    if grid.ndim != 2 or grid.shape[0] != grid.shape[1]:
+        raise ValueError(f"expected a square grid of shares, got {grid.shape}")
+    ax = axes_of(ax, width=WIDTH / 2.2, height=WIDTH / 2.2)
+    ax.imshow(grid, cmap="Greys", vmin=0, vmax=max(float(grid.max()), 1e-9))
+    for (row, column), share in np.ndenumerate(grid):
+        dark = share > 0.6 * grid.max()
+        ax.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if dark else "black")
+    return _bare(ax, label)

@@ -13,6 +13,7 @@ from avssl_core.transforms.compressed import (
     normalise_residual,
 )
 from avssl_core.transforms.randomness import generator_for, mix
+from avssl_core.transforms.stream_turns import quarter_turns, reverse_order
 from avssl_core.transforms.temporal import TimeReversal, TimeShift, modality_split, time_reverse
 from avssl_core.transforms.video import ClipAugment, ClipEval, GaussianBlur, to_float
 
@@ -34,6 +35,8 @@ __all__ = [
     "normalise_motion",
     "normalise_pictures",
     "normalise_residual",
+    "quarter_turns",
+    "reverse_order",
     "time_reverse",
     "to_float",
 ]

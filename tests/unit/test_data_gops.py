@@ -121,6 +121,14 @@ def test_placed_clips_lie_in_the_middle(corpus: Corpus) -> None:
     assert batch["row"].tolist() == [0, 1]
 
 
+def test_placed_clips_lie_where_they_are_asked_to(corpus: Corpus) -> None:
+    clips = usable(corpus)
+    starts = [float(PlacedGopDataset(clips, SPEC, seed=0, at=at)[1]["start_s"]) for at in (0, 1)]
+    assert starts == pytest.approx([0.0, 0.48])
+    with pytest.raises(ValueError, match="at=99, but there is a clip with"):
+        PlacedGopDataset(clips, SPEC, seed=0, at=99)
+
+
 def test_structures_of_another_corpus_are_refused(corpus: Corpus) -> None:
     with pytest.raises(CorpusError, match="1 structures for 7 clips"):
         GopDataset(corpus, SPEC, seed=0, structures=find_structures(corpus, progress=False)[:1])

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avssl_core.encoders import (
@@ -94,7 +95,7 @@ def test_parameters_of_the_pathways() -> None:
     net = full(connections="none")
     assert count(net.iframes) == 20_023_872
     assert (count(net.motion), count(net.residual)) == (85_448, 87_408)
-    assert count(net) - sum(count(x) for x in (net.iframes, net.motion, net.residual)) == 4 + 6  # input normalisation
+    assert count(net) == sum(count(x) for x in (net.iframes, net.motion, net.residual))  # inputs: nothing to learn
 
 
 def test_temporal_kernels_of_table_2_1() -> None:
@@ -109,7 +110,9 @@ def test_temporal_kernels_of_table_2_1() -> None:
         assert kernels(net.iframes) == [{1}, {1}, {3}, {3}]
         assert kernels(net.motion) == kernels(net.residual) == [{3}] * 4
         assert net.iframes.stem.conv.kernel_size == (1, 7, 7) and net.iframes.stem.pool.kernel_size == (1, 3, 3)
-        assert net.motion.stem.conv.kernel_size == (5, 7, 7) and net.motion.stem.pool.kernel_size == (5, 3, 3)
+        assert net.motion.stem.conv.kernel_size == (5, 7, 7)
+        x = torch.randn(2, 8, 25, 9, 9, generator=torch.Generator().manual_seed(depth))
+        assert torch.equal(net.motion.stem.pool(x), F.max_pool3d(x, (5, 3, 3), (1, 2, 2), (2, 1, 1)))
         assert all(m.stride[0] == 1 for m in net.iframes.modules() if isinstance(m, nn.Conv3d))
 
 

@@ -82,6 +82,23 @@ def test_boxes_stand_on_their_cells_and_still_windows_have_none() -> None:
     assert (whole.get_x(), whole.get_y(), whole.get_width(), whole.get_height()) == (31.5, 23.5, 32, 24)
 
 
+def test_labels_and_guesses_stand_on_their_cells() -> None:
+    pictures = PICTURE[None, :, None].expand(1, 3, 2, 48, 64)
+    figure = figures.predicted_cells(pictures, torch.tensor([[3, 0]]), torch.tensor([[0, 0]]), cells=2)
+    first = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+    assert [(box.get_x(), box.get_y()) for box in first[:1]] == [(31.5, 23.5)]
+    assert all(0 <= box.get_x() + 0.5 < 32 and box.get_linestyle() for box in first[2:])  # the guess: another cell
+    with pytest.raises(ValueError, match=r"expected labels and guesses \(1, 2\)"):
+        figures.predicted_cells(pictures, torch.zeros(1, 3), torch.zeros(1, 2), cells=2)
+
+
+def test_shares_say_their_numbers() -> None:
+    ax = figures.cell_shares(np.array([[0.5, 0.25], [0.25, 0.0]]))
+    assert [text.get_text() for text in ax.texts] == ["0.50", "0.25", "0.25", "0.00"]
+    with pytest.raises(ValueError, match="square grid"):
+        figures.cell_shares(np.zeros((2, 3)))
+
+
 @pytest.mark.parametrize("shape", [(3, 4, 4), (2, 4)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="vector field"):
