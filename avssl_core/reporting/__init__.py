@@ -16,7 +16,7 @@ from avssl_core.reporting.ledger import (
     read_ledgers,
 )
 from avssl_core.reporting.parameters import build_config, chapter_dir, notebook_parameters, read_budget
-from avssl_core.reporting.tables import arms_table, cells_frame, claims_table, to_markdown, to_rich
+from avssl_core.reporting.tables import arms_table, cells_frame, claims_table, shortfalls, to_markdown, to_rich
 from avssl_core.reporting.verdicts import Verdict, control_outcome, t_interval, verdict
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "read_budget",
     "read_ledgers",
     "select_claims",
+    "shortfalls",
     "t_interval",
     "to_markdown",
     "to_rich",

@@ -66,6 +66,31 @@ def claims_table(
     return frame.sort_values("corpus", key=lambda c: c != "playground", kind="stable").reset_index(drop=True)
 
 
+def shortfalls(ledgers: Ledger | Iterable[Ledger]) -> str:
+    """What did not come out as claimed, as a Markdown list: claims not reproduced, controls that surprise, open ones.
+
+    A chapter must say this whatever the numbers are, so the list is written by the ledger. Claims of which fewer than
+    two seeds have been recorded are counted in the last line.
+
+    Args:
+        ledgers: one, or several (budgets, devices).
+    """
+    lines, missing = [], 0
+    claims = [claim for ledger in ([ledgers] if isinstance(ledgers, Ledger) else ledgers) for claim in ledger.claims]
+    for claim in claims:
+        if claim.n_seeds < 2:
+            missing += 1
+        elif claim.verdict != REPRODUCED:
+            found = f"`{claim.metric}`, {claim.better} over {claim.worse}: {_signed(claim.effect)}"
+            lines.append(f"- **{claim.verdict.capitalize()}.** {claim.statement} ({found} {interval_text(claim.ci)})")
+        if claim.n_seeds >= 2 and claim.control is not None and claim.control.outcome == "not as expected":
+            found = f"{_signed(claim.control.effect)} {interval_text(claim.control.ci)}"
+            lines.append(f"- **A control that surprises**, of `{claim.id}`: {claim.control.statement} ({found})")
+    if missing:
+        lines.append(f"- **Not recorded yet**: {missing} of {len(claims)} claims.")
+    return "\n".join(line.replace("<", "&lt;") for line in lines)
+
+
 def arms_table(ledger: Ledger, metrics: Sequence[str] | None = None, *, confidence: float = 0.95) -> pd.DataFrame:
     """Mean and t interval over seeds of each arm and metric, in long form.
 

@@ -30,6 +30,7 @@ from avssl_core.reporting import (
     project,
     read_ledgers,
     select_claims,
+    shortfalls,
     t_interval,
     to_markdown,
     to_rich,
@@ -338,6 +339,25 @@ def test_tables(ledger: Ledger) -> None:
     assert len(markdown) == 4 and "a \\| b &lt;c>" in markdown[2]
     assert all(line.replace("\\|", "").count("|") == markdown[0].count("|") for line in markdown)
     assert to_rich(frame).row_count == 2
+
+
+def test_what_fell_short_is_told(tmp_path: Path) -> None:
+    """One claim holds, one is refuted, one is open, one has no cells; the first one's control goes wrong."""
+    control = {"statement": "must be <equal>", "better": "x", "worse": "h", "expectation": "not_reproduced"}
+    arms = {"good": 0.6, "bad": 0.4, "open": 0.5, "none": None}
+    claims = load_claims(write(tmp_path, *({**CLAIM, "id": name, "better": name, "control": control} for name in arms)))
+    noise = [0.3, -0.3, 0.2, -0.2, 0.1]
+    cells = [cell(a, s, event=v) for a, v in (("good", 0.6), ("bad", 0.4), ("h", 0.5), ("x", 0.7)) for s in range(5)]
+    cells += [cell("open", s, event=0.5 + noise[s]) for s in range(5)]
+    results = tuple(judge(claim, cells) for claim in claims)
+    ledger = Ledger("toy", "record", "cpu", None, {}, {}, "ab", (0,), 1.0, results, tuple(cells))
+    lines = shortfalls(ledger).splitlines()
+    assert sum("Not reproduced." in line and "bad over h" in line for line in lines) == 1
+    assert sum("Undecided at this size." in line and "open over h" in line for line in lines) == 1
+    assert sum("A control that surprises" in line and "`good`" in line and "&lt;equal" in line for line in lines) == 1
+    assert not any("good over h" in line for line in lines)
+    assert lines[-1] == "- **Not recorded yet**: 1 of 4 claims."
+    assert shortfalls([]) == ""
 
 
 def test_arms_table_and_cells_frame(ledger: Ledger) -> None:
