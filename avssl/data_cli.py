@@ -1,4 +1,4 @@
-"""``avssl data``: index a folder, look into a corpus, verify that every file decodes, build the book's corpora."""
+"""``avssl data``: index, inspect and verify a folder, transcode it, build the book's corpora."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from avssl_core.media import Source
+    from data_prep.compress import Report
 
 data_app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify corpora.")
 console = Console()
@@ -185,3 +186,55 @@ def grid(
     except (GridError, FileNotFoundError) as error:
         raise UsageError(str(error)) from error
     console.print(f"wrote {path}", soft_wrap=True, highlight=False, markup=False)
+
+
+@data_app.command()
+def compress(
+    source: Folder,
+    out: Annotated[Path, typer.Argument(help="Folder to write, elsewhere.")],
+    size: Annotated[
+        str, typer.Option(help="256: the short side; 340x256: width x height; same: as each film is.")
+    ] = "256",
+    gop: Annotated[int, typer.Option(help="Pictures from one I picture to the next.")] = 12,
+    quantiser: Annotated[int, typer.Option(help="Constant quantiser, 1 (best) to 31.")] = 3,
+    fps: Annotated[float | None, typer.Option(help="Pictures a second; each film's own rate by default.")] = None,
+    again_all: Annotated[
+        bool, typer.Option("--again-all", help="Also transcode films that have the form already, instead of a copy.")
+    ] = False,
+    workers: Workers = None,
+) -> None:
+    """Transcode a folder to what is read without decoding: MPEG-4 Part 2 without B pictures, verified, resumable."""
+    source = _existing(source)
+    from data_prep.compress import CompressError, compress_folder
+
+    chosen = parse_size(size)
+    try:
+        with _named_errors():
+            report = compress_folder(
+                source, out, size=chosen, gop=gop, quantiser=quantiser, fps=fps, keep=not again_all, workers=workers
+            )
+    except (CompressError, ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    console.print(compressed(report), soft_wrap=True, highlight=False, markup=False)
+
+
+def parse_size(text: str) -> int | tuple[int, int] | None:
+    """``256`` as a short side, ``340x256`` (width x height) as ``(height, width)``, ``same`` as ``None``."""
+    if text == "same":
+        return None
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise UsageError(f"--size takes a short side (256), WIDTHxHEIGHT (340x256) or same, got {text!r}.")
+    return int(text) if len(sides) == 1 else (int(sides[1]), int(sides[0]))
+
+
+def compressed(report: Report) -> str:
+    """The end of ``compress``: what became of the films, and how large they were and are."""
+    from data_prep.compress import QUARANTINE_FILE
+
+    counts = [f"{report.transcoded} transcoded", f"{report.kept} kept as they were"]
+    counts += [f"{report.earlier} finished earlier"] * bool(report.earlier)
+    refused = f"{len(report.refused)} refused"
+    counts.append(f"{refused} (see {report.out / QUARANTINE_FILE})" if report.refused else refused)
+    before, after = (f"{count / 1e6:.1f} MB" for count in (report.bytes_before, report.bytes_after))
+    return f"{report.out}: {', '.join(counts)}; {before} before, {after} after"
