@@ -7,7 +7,7 @@ from avssl_core.data.cache import DecodedCache
 from avssl_core.data.corpus import Corpus
 from avssl_core.data.dataset import Item, TimedDataset, UniformDataset, WindowDataset, collate
 from avssl_core.data.errors import ClipError, CorpusError, NoUsableClipsError, TooManyBadClipsError
-from avssl_core.data.gop_dataset import GopDataset, PlacedGopDataset, find_structures
+from avssl_core.data.gop_dataset import ClipMemory, GopDataset, PlacedGopDataset, find_structures
 from avssl_core.data.indexing import index_folder, open_corpus, refusal_report
 from avssl_core.data.loader import BadClips, Loader, make_loader
 from avssl_core.data.locations import cache_home
@@ -17,6 +17,7 @@ from avssl_core.data.windows import WindowSpec, draw_starts, uniform_starts
 __all__ = [
     "BadClips",
     "ClipError",
+    "ClipMemory",
     "Corpus",
     "CorpusError",
     "DecodedCache",

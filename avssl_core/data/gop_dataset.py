@@ -33,6 +33,9 @@ _VERSION = 1  # of the stored form
 _STREAMS = ("iframes", "motion", "residual", "intra", "every_motion", "waveform")
 _MANY = 1000  # files from which on a progress bar is worth its line
 
+ClipMemory = dict[tuple[str, int, media.GopSpec, int | None], dict[str, Any]]
+"""Clips that were read: file, first group, what was asked for, side of the square; streams and start."""
+
 
 def find_structures(
     corpus: Corpus, *, workers: int | None = None, progress: bool = True
@@ -97,11 +100,11 @@ class _Groups:
         spec: media.GopSpec,
         structures: Sequence[Structure | media.MediaError],
         size: int | None,
-        remember: bool,
+        memory: ClipMemory | None,
     ) -> None:
         self.corpus, self.spec, self.structures, self.size = corpus, spec, structures, size
         self._groups, self.group_names = corpus.codes("group")
-        self._memory: dict[tuple[int, int], dict[str, Any]] | None = {} if remember else None
+        self._memory = memory
 
     def duration_s(self, row: int) -> float:
         """Seconds of the pictures."""
@@ -115,22 +118,24 @@ class _Groups:
 
     def read(self, row: int, starts: Tensor) -> Item:
         """The clip at group ``starts`` ``(1,)``."""
-        key = (row, int(starts[0]))
-        if self._memory is not None and key in self._memory:
-            return dict(self._memory[key], bad=[])  # type: ignore[return-value]
-        structure = self.structures[row]
-        known = structure if isinstance(structure, Structure) else None
-        with media.CompressedReader(self.corpus.source(row), structure=known) as reader:
-            clip = reader.clip(key[1], self.spec)
-        parts = {name: getattr(clip, name) for name in _STREAMS}
-        item: dict[str, Any] = {name: value for name, value in parts.items() if value is not None}
-        if self.size is not None:
-            item |= _square(item, self.size)
-        item |= {"start_s": torch.tensor([clip.start_s], dtype=torch.float64), "row": row}
-        item |= {"group": int(self._groups[row]), "bad": []}
+        key = (str(self.corpus.source(row)), int(starts[0]), self.spec, self.size)
+        known = None if self._memory is None else self._memory.get(key)
+        item = self._clip(row, key[1]) if known is None else known
         if self._memory is not None:
             self._memory[key] = item
-        return item  # type: ignore[return-value]
+        return item | {"row": row, "group": int(self._groups[row]), "bad": []}  # type: ignore[return-value]
+
+    def _clip(self, row: int, first: int) -> dict[str, Any]:
+        """Streams and start of the clip at group ``first``."""
+        structure = self.structures[row]
+        found = structure if isinstance(structure, Structure) else None
+        with media.CompressedReader(self.corpus.source(row), structure=found) as reader:
+            clip = reader.clip(first, self.spec)
+        parts = {name: getattr(clip, name) for name in _STREAMS}
+        item = {name: value for name, value in parts.items() if value is not None}
+        if self.size is not None:
+            item |= _square(item, self.size)
+        return item | {"start_s": torch.tensor([clip.start_s], dtype=torch.float64)}
 
     def refusal(self, row: int) -> str | None:
         """Why a clip cannot serve; ``None`` if it can."""
@@ -179,7 +184,8 @@ class GopDataset(WindowDataset):
         structures: of :func:`find_structures`; found here by default.
         size: cut the middle square out and resize pictures and residuals to this side, so that files of any size fit
             one batch; ``None`` leaves them as they are.
-        remember: keep every clip that was read in this process's memory: for corpora that fit it, without workers.
+        memory: a dictionary that keeps every clip that is read, and that data sets may share: for corpora that fit this
+            process's memory, without workers.
         max_bad_share: share of the clips that may fail before the run stops.
 
     Attributes:
@@ -200,7 +206,7 @@ class GopDataset(WindowDataset):
         seed: int,
         structures: Sequence[Structure | media.MediaError] | None = None,
         size: int | None = None,
-        remember: bool = False,
+        memory: ClipMemory | None = None,
         max_bad_share: float = 0.01,
     ) -> None:
         if not 0 <= max_bad_share <= 1:
@@ -209,7 +215,7 @@ class GopDataset(WindowDataset):
         if len(structures) != len(corpus):
             raise CorpusError(f"{len(structures)} structures for {len(corpus)} clips: find them for this corpus")
         self.corpus, self.seed, self.max_bad_share, self.gop_spec = corpus, seed, max_bad_share, spec
-        self._windows: Any = _Groups(corpus, spec, structures, size, remember)
+        self._windows: Any = _Groups(corpus, spec, structures, size, memory)
         reasons = [self._windows.refusal(row) for row in range(len(corpus))]
         uris = corpus.index["uri"].astype(str).tolist()
         self.refused = [(uri, reason) for uri, reason in zip(uris, reasons, strict=True) if reason is not None]

@@ -15,6 +15,7 @@ from avssl_core.media.gops import Gop, Structure
 from avssl_core.media.probe import AudioInfo, MediaInfo, VideoInfo
 from avssl_core.media.reader import AVClip, MediaReader, VideoWindow, probe, read_all, read_clip
 from avssl_core.media.source import Source, TarMember
+from avssl_core.media.transcode import Transcoded, transcode
 from avssl_core.media.writer import write_clip
 
 __all__ = [
@@ -35,11 +36,13 @@ __all__ = [
     "Structure",
     "StructureError",
     "TarMember",
+    "Transcoded",
     "VideoInfo",
     "VideoWindow",
     "WindowError",
     "probe",
     "read_all",
     "read_clip",
+    "transcode",
     "write_clip",
 ]

@@ -7,7 +7,13 @@ what is private to each and what is mere nuisance are separate knobs, and each c
     describe("actions")                                              # what can be asked, chance, and ceilings
 
 A *recipe* is a distribution over scenes; the parts (shapes, motions, voices, places, event rules) are shared by all
-recipes.
+recipes:
+
+* ``actions``: a place that stays, events that change, a direction that only time reveals;
+* ``web``: the same with sound tracks that do not belong, music, or none;
+* ``boxes``: a few objects with exact boxes, one of which sounds;
+* ``binding``: equal I pictures; which of two shapes moves is told by I and P pictures together only;
+* ``travel``: one sprite that travels or swings, under a camera that rests or pans.
 """
 
 from __future__ import annotations
@@ -17,18 +23,20 @@ from typing import Any
 import pandas as pd
 
 from .build import build_playground, render_clip
-from .recipes import Actions, Boxes, LabelKind, Recipe, Web, make_recipe
+from .recipes import Actions, Binding, Boxes, LabelKind, Recipe, Travel, Web, make_recipe
 from .scene import Actor, Clip, Scene
 from .truth import analytic_flow
 
 __all__ = [
     "Actions",
     "Actor",
+    "Binding",
     "Boxes",
     "Clip",
     "LabelKind",
     "Recipe",
     "Scene",
+    "Travel",
     "Web",
     "analytic_flow",
     "build_playground",

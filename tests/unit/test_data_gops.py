@@ -9,6 +9,7 @@ import torch
 from test_media_compressed import HEIGHT, WIDTH, drifting, encode
 
 from avssl_core.data import (
+    ClipMemory,
     Corpus,
     CorpusError,
     GopDataset,
@@ -137,7 +138,8 @@ def test_structures_of_another_corpus_are_refused(corpus: Corpus) -> None:
 def test_squares_of_one_size_and_memory(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = usable(corpus)
     spec = GopSpec(2, 12, 4, dense=False, every_motion=True)
-    small, plain = (GopDataset(clips, spec, seed=0, size=size, remember=size is not None) for size in (32, None))
+    memory: ClipMemory = {}
+    small, plain = (GopDataset(clips, spec, seed=0, size=size, memory=memory) for size in (32, None))
     first, whole = small[0, 1], plain[0, 1]
     assert first["iframes"].shape == (3, 2, 32, 32) and first["residual"].shape == (3, 4, 32, 32)
     edge = (WIDTH - HEIGHT) // 2 // 8
@@ -149,3 +151,9 @@ def test_squares_of_one_size_and_memory(corpus: Corpus, monkeypatch: pytest.Monk
     monkeypatch.setattr("avssl_core.media.CompressedReader", None)  # from here on memory serves
     again = small[0, 1]
     assert torch.equal(again["iframes"], first["iframes"])
+    assert len(memory) == 2  # one clip, at two sizes
+    last = clips.select(rows=[1])  # another corpus, the same file
+    shared = GopDataset(last, spec, seed=0, size=32, memory=memory)
+    start = next(key[1] for key in memory)
+    found = shared._windows.read(0, torch.tensor([start]))
+    assert torch.equal(found["iframes"], first["iframes"]) and (found["row"], first["row"]) == (0, 1)

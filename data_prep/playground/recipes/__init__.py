@@ -8,12 +8,20 @@ from typing import Any
 
 from .actions import Actions
 from .base import LabelKind, Recipe
+from .binding import Binding
 from .boxes import Boxes
+from .travel import Travel
 from .web import Web
 
-__all__ = ["Actions", "Boxes", "LabelKind", "Recipe", "Web", "make_recipe"]
+__all__ = ["Actions", "Binding", "Boxes", "LabelKind", "Recipe", "Travel", "Web", "make_recipe"]
 
-_BY_NAME: dict[str, type[Recipe]] = {"actions": Actions, "web": Web, "boxes": Boxes}
+_BY_NAME: dict[str, type[Recipe]] = {
+    "actions": Actions,
+    "web": Web,
+    "boxes": Boxes,
+    "binding": Binding,
+    "travel": Travel,
+}
 
 
 def make_recipe(name: str, **params: Any) -> Recipe:
