@@ -1,0 +1,158 @@
+"""The IMRNet chapter's own definitions, tested like library code: labels, streams, words, whole cells."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+import torch
+
+from avssl_core import losses, training, transforms
+from avssl_core.data import Corpus
+from avssl_core.reporting import load_claim_sheet, load_definitions, read_budget
+
+CHAPTER = Path(__file__).resolve().parents[2] / "chapters" / "12_imr"
+CPU = training.World.single("cpu")
+
+
+@pytest.fixture(scope="module")
+def imr() -> ModuleType:
+    return load_definitions(CHAPTER / "imr.py")
+
+
+@pytest.fixture(scope="module")
+def tiny(imr: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> object:
+    cache = pytest.MonkeyPatch()
+    cache.setenv("AVSSL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    config = imr.make_config(
+        clips=32, binding_clips=24, store=40, crop=32, width=4, gamma=2, batch=4, steps=2, warmup_steps=0,
+        label_steps=2, label_warmup_steps=0, few=20, few_steps=1, device="cpu",
+    )  # fmt: skip
+    yield config
+    cache.undo()
+
+
+def test_every_claimed_arm_is_defined_and_every_described_one_exists(imr: ModuleType) -> None:
+    sheet = load_claim_sheet(CHAPTER / "claims.yaml")
+    assert {arm for claim in sheet.claims for arm in claim.arms} <= set(imr.ARMS)
+    assert set(sheet.arms) <= set(imr.ARMS)
+
+
+@pytest.mark.parametrize("budget", ["smoke", "small", "record", "full-kinetics400"])
+def test_budgets_fit_the_configuration(imr: ModuleType, budget: str) -> None:
+    config = imr.make_config(**read_budget(CHAPTER, budget))
+    assert config.steps > 0 and set(config.arms.split(",")) <= set(imr.TASKS)
+
+
+def test_signed_sums_may_be_taken_before_the_derivative(imr: ModuleType, tiny: object) -> None:
+    """The short way (sum over a group, then paint) gives the labels of the long one (paint every picture)."""
+    every = torch.randint(-6, 7, (3, 2, 60, 5, 5), generator=torch.Generator().manual_seed(0)).float() / 2
+    whole = transforms.fixed_crop(3, (40, 40), scale=1.0)
+    short = imr.motion_labels(every, whole, replace(tiny, crop=40))
+    painted = every.repeat_interleave(8, -1).repeat_interleave(8, -2)
+    long = losses.pmsp_labels(painted, num_gops=5, gop_size=12, operator="literal", signed=True, padding="replicate")
+    for level, label in long.labels.items():
+        assert torch.equal(short.labels[level], label)
+
+
+def test_a_flip_mirrors_pictures_vectors_and_labels(imr: ModuleType, tiny: object) -> None:
+    generator = torch.Generator().manual_seed(1)
+    batch = {
+        "iframes": torch.randint(0, 256, (2, 3, 5, 40, 40), dtype=torch.uint8, generator=generator),
+        "motion": torch.randn(2, 2, 25, 5, 5, generator=generator),
+        "residual": torch.randint(-9, 9, (2, 3, 25, 40, 40), dtype=torch.int8, generator=generator),
+        "every_motion": torch.randn(2, 2, 60, 5, 5, generator=generator),
+    }
+    plain = transforms.fixed_crop(2, (40, 40), scale=1.0)
+    mirrored = replace(plain, flipped=torch.ones(2, dtype=torch.bool))
+    straight, turned = (imr.prepare(batch, crop, tiny) for crop in (plain, mirrored))
+    torch.testing.assert_close(turned[0], straight[0].flip(-1))
+    torch.testing.assert_close(turned[1][:, 0], -straight[1][:, 0].flip(-1))
+    torch.testing.assert_close(turned[1][:, 1], straight[1][:, 1].flip(-1))
+    labels, found = (imr.motion_labels(batch["every_motion"], c, tiny).labels[2, 1] for c in (plain, mirrored))
+    assert torch.equal(found, labels // 2 * 2 + (1 - labels % 2))
+
+
+@pytest.mark.parametrize(("streams", "kept"), [("i", (0,)), ("mr", (1, 2)), ("imr", (0, 1, 2))])
+def test_streams_that_are_left_out_are_zero(imr: ModuleType, tiny: object, streams: str, kept: tuple[int, ...]) -> None:
+    config = replace(tiny, streams=streams)
+    videos = imr.split_videos(imr.open_corpus(config, 0), config, 0)
+    batch, crop = next(imr.placed_batches(videos.test, config))
+    shown = imr.prepare(batch, crop, config)
+    assert tuple(k for k, x in enumerate(shown) if x.abs().sum() > 0) == kept
+
+
+def test_groups_keep_their_features_apart(imr: ModuleType) -> None:
+    """Only the third group is lit: so is only the third feature."""
+    maps = imr.encoders.StreamMaps(torch.zeros(1, 4, 5, 2, 2), torch.zeros(1, 2, 25, 2, 2), torch.zeros(1, 2, 25, 2, 2))
+    maps.iframes[:, :, 2], maps.motion[:, :, 10:15], maps.residual[:, :, 10:15] = 1, 2, 3
+    x = imr.gop_features(maps, 5)
+    assert x.shape == (1, 5, 8)
+    assert x[0, 2].tolist() == [1] * 4 + [2] * 2 + [3] * 2
+    assert x[0, [0, 1, 3, 4]].abs().sum() == 0
+
+
+def test_a_word_lies_in_the_group_of_its_middle(imr: ModuleType, tiny: object, tmp_path: Path) -> None:
+    index = pd.DataFrame({"clip_id": ["a", "b"], "uri": ["a.mp4", "b.mp4"], "fps": [25.0, 25.0]})
+    timed = pd.DataFrame(
+        {
+            "clip_id": ["a", "b", "b"],
+            "start_s": [0.40, 2.30, 0.0],
+            "end_s": [0.60, 2.80, 0.1],
+            "kind": ["digit", "digit", "colour"],
+            "label": ["two", "one", "red"],
+        }
+    )
+    needed = {"duration_s": 3.0, "width": 96, "height": 96, "video_codec": "mpeg4", "audio_codec": "", "split": "train"}
+    corpus = Corpus(tmp_path, index.assign(**needed), timed)
+    words = imr.Words(corpus, {"digit": ("one", "two"), "colour": ("red",)}, tiny)
+    batch = {"row": torch.tensor([1, 0]), "start_s": torch.tensor([[0.48], [0.0]], dtype=torch.float64)}
+    held, group = words.places(batch, "digit", 5)
+    assert held.tolist() == [0, 1]
+    assert group.tolist() == [4, 1]  # 2.55 s is in the group from 2.40 s, the fifth after 0.48 s
+    assert words.label["digit"].tolist() == [1, 0]
+    held, _ = words.places(batch, "colour", 5)
+    assert held.tolist() == []  # it was said before the clip begins
+
+
+CELLS = ["none", "late", "mr-only", "bidirectional-leak", "scratch", "pmsp-ctp", "ctp-binary", "rotation", "arrow"]
+
+
+@pytest.mark.parametrize("arm", [*CELLS, "infonce", "hits-panning-camera-four", "hits-tiny-and-fast-literal"])
+def test_a_cell_runs_and_repeats_itself(imr: ModuleType, tiny: object, arm: str) -> None:
+    first, second = (imr.run_cell(arm, 3, tiny) for _ in range(2))
+    assert first == second  # a cell is a function of (arm, seed, configuration)
+    assert all(math.isfinite(value) for value in first.values())
+    kind = imr.ARMS[arm].kind
+    wanted = {"fusion": "moving_shape", "pretext": "motion_finetuned", "hits": "hit_3"}[kind]
+    assert 0 <= first[wanted] <= 1
+
+
+def test_reading_routes_are_timed(imr: ModuleType, tiny: object) -> None:
+    assert math.isfinite(imr.run_cell("read-im", 0, tiny)["log_ms"])
+
+
+def test_gates_are_measured_where_there_are_any(imr: ModuleType, tiny: object) -> None:
+    videos = imr.split_videos(imr.open_corpus(tiny, 0), tiny, 0)
+    spread = imr.gate_spread(imr.build_trunk(tiny, 0), videos.test, tiny, CPU)
+    assert spread["link"].nunique() == 8 and (spread["spread"] > 0).any() and spread["mean"].between(0, 1).all()
+
+
+def test_words_on_real_sentences(imr: ModuleType, tiny: object, real_data: Path, tmp_path: Path) -> None:
+    source = real_data / "grid_lips"
+    table = pd.read_csv(source / "words.csv")
+    few = table.sample(60, random_state=0)
+    few.to_csv(tmp_path / "words.csv", index=False)
+    for name in few["file"]:
+        (tmp_path / Path(name).name).symlink_to(source / Path(name).name)
+    config = replace(tiny, data=str(tmp_path), few=0)
+    videos = imr.split_videos(imr.open_corpus(config, 0), config, 0)
+    tuned = imr.word_training(imr.build_trunk(config, 0), videos, config, 2, 0, 0, CPU)
+    assert set(tuned) == set(imr.WORDS) and all(0 <= value <= 1 for value in tuned.values())
+    features = imr.word_features(imr.build_trunk(config, 0).eval(), videos, videos.test.corpus, config, CPU)
+    assert all(len(x) == len(videos.test) for x, _ in features.values())  # no word falls between the two starts
+    assert imr.label_shares(videos, config).sum() == pytest.approx(1, abs=1e-5)
