@@ -132,8 +132,9 @@ def test_a_cell_runs_and_repeats_itself(imr: ModuleType, tiny: object, arm: str)
     assert 0 <= first[wanted] <= 1
 
 
-def test_reading_routes_are_timed(imr: ModuleType, tiny: object) -> None:
-    assert math.isfinite(imr.run_cell("read-im", 0, tiny)["log_ms"])
+@pytest.mark.parametrize("route", ["all", "im", "coded", "pixel"])
+def test_reading_routes_are_timed(imr: ModuleType, tiny: object, route: str) -> None:
+    assert math.isfinite(imr.run_cell(f"read-{route}", 0, tiny)["log_ms"])
 
 
 def test_gates_are_measured_where_there_are_any(imr: ModuleType, tiny: object) -> None:
