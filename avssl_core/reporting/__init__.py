@@ -16,7 +16,15 @@ from avssl_core.reporting.ledger import (
     read_ledgers,
 )
 from avssl_core.reporting.parameters import build_config, chapter_dir, notebook_parameters, read_budget
-from avssl_core.reporting.tables import arms_table, cells_frame, claims_table, shortfalls, to_markdown, to_rich
+from avssl_core.reporting.tables import (
+    arms_table,
+    cells_frame,
+    claims_table,
+    shortfalls,
+    to_markdown,
+    to_rich,
+    verdicts_text,
+)
 from avssl_core.reporting.verdicts import Verdict, control_outcome, t_interval, verdict
 
 __all__ = [
@@ -61,5 +69,6 @@ __all__ = [
     "to_markdown",
     "to_rich",
     "verdict",
+    "verdicts_text",
     "versions",
 ]

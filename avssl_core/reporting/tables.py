@@ -66,6 +66,22 @@ def claims_table(
     return frame.sort_values("corpus", key=lambda c: c != "playground", kind="stable").reset_index(drop=True)
 
 
+def verdicts_text(ledgers: Ledger | Iterable[Ledger], *, corpus: str) -> str:
+    """The claims about one corpus as Markdown tables, one a ledger: the paper's figure, ours, and the control.
+
+    Args:
+        ledgers: one, or several (budgets, devices).
+        corpus: verdicts on real and on made-up videos never share a table.
+
+    Returns:
+        Nothing where nothing was recorded.
+    """
+    shown = ["statement", "paper", "metric", "effect", "95 % interval", "seeds", "verdict", "control"]
+    every = [ledgers] if isinstance(ledgers, Ledger) else list(ledgers)
+    tables = [claims_table(ledger, corpus=corpus)[shown] for ledger in every]
+    return "\n\n".join(to_markdown(table) for table in tables if len(table))
+
+
 def shortfalls(ledgers: Ledger | Iterable[Ledger]) -> str:
     """What did not come out as claimed, as a Markdown list: claims not reproduced, controls that surprise, open ones.
 

@@ -35,6 +35,7 @@ from avssl_core.reporting import (
     to_markdown,
     to_rich,
     verdict,
+    verdicts_text,
 )
 from avssl_core.reporting.cost import duration
 from avssl_core.reporting.ledger import write_json
@@ -339,6 +340,8 @@ def test_tables(ledger: Ledger) -> None:
     assert len(markdown) == 4 and "a \\| b &lt;c>" in markdown[2]
     assert all(line.replace("\\|", "").count("|") == markdown[0].count("|") for line in markdown)
     assert to_rich(frame).row_count == 2
+    text = verdicts_text(ledger, corpus="playground")
+    assert len(text.splitlines()) == 3 and "+0.100" in text and verdicts_text([], corpus="playground") == ""
 
 
 def test_what_fell_short_is_told(tmp_path: Path) -> None:
