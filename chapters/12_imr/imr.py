@@ -1044,7 +1044,8 @@ _ = axis.set_xlabel("speed of the camera, pictures' sides a second")
 
 # %% [markdown]
 # Hit rates on the 3×3 grid, chance 0.11. Look at the second row: raw vectors follow the *camera* and miss; a
-# derivative repairs it. Look at the third: a signed sum over time, as Algorithm 1 prints it, cancels what swings.
+# derivative repairs it. The third row asks whether a signed sum over time, as Algorithm 1 prints it, cancels what
+# swings; compare it with the first row. Few clips and one seed: the claims below ask again.
 #
 # ## Third question: does it teach?
 #
