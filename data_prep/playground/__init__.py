@@ -13,7 +13,8 @@ recipes:
 * ``web``: the same with sound tracks that do not belong, music, or none;
 * ``boxes``: a few objects with exact boxes, one of which sounds;
 * ``binding``: equal I pictures; which of two shapes moves is told by I and P pictures together only;
-* ``travel``: one sprite that travels or swings, under a camera that rests or pans.
+* ``travel``: one sprite that travels or swings, under a camera that rests or pans;
+* ``trajectories``: a thing visits four corners, and all classes hold the same pictures in another order.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from .build import build_playground, render_clip
-from .recipes import Actions, Binding, Boxes, LabelKind, Recipe, Travel, Web, make_recipe
+from .recipes import Actions, Binding, Boxes, LabelKind, Recipe, Trajectories, Travel, Web, make_recipe
 from .scene import Actor, Clip, Scene
 from .truth import analytic_flow
 
@@ -36,6 +37,7 @@ __all__ = [
     "LabelKind",
     "Recipe",
     "Scene",
+    "Trajectories",
     "Travel",
     "Web",
     "analytic_flow",

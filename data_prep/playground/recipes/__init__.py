@@ -10,10 +10,11 @@ from .actions import Actions
 from .base import LabelKind, Recipe
 from .binding import Binding
 from .boxes import Boxes
+from .trajectories import Trajectories
 from .travel import Travel
 from .web import Web
 
-__all__ = ["Actions", "Binding", "Boxes", "LabelKind", "Recipe", "Travel", "Web", "make_recipe"]
+__all__ = ["Actions", "Binding", "Boxes", "LabelKind", "Recipe", "Trajectories", "Travel", "Web", "make_recipe"]
 
 _BY_NAME: dict[str, type[Recipe]] = {
     "actions": Actions,
@@ -21,6 +22,7 @@ _BY_NAME: dict[str, type[Recipe]] = {
     "boxes": Boxes,
     "binding": Binding,
     "travel": Travel,
+    "trajectories": Trajectories,
 }
 
 
