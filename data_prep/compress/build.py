@@ -35,6 +35,8 @@ from data_prep.compress.records import (
 _SOURCE_INDEX = ".source"
 # Columns that only an index made by index_folder has.
 _IDENTITY = ["file_size", "file_mtime_ns"]
+# What a film may take: so many times its length, and this besides. Two hours of 4K take a core two to three times that.
+PATIENCE, PATIENCE_S = 30.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def compress_folder(
 
     A run that was stopped goes on where it was; a film whose source has changed is done again, one whose source is gone
     stays in the folder but not in the index. What cannot be used is listed in ``quarantine.csv`` with its reason, and
-    tried again by the next run.
+    tried again by the next run. A film that takes ten minutes and thirty times its own length is given up.
 
     Args:
         source: folder of videos, or a corpus.
@@ -183,7 +185,8 @@ def _jobs(corpus: Corpus, out: Path, settings: Settings) -> tuple[list[Job], lis
             refused.append((clip_id, f"would get the same name as {other}; rename one of the two"))
             continue
         taken[own] = taken[target] = clip_id
-        jobs.append(Job(clip_id, corpus.source(row), size, mtime_ns, own, target, out, settings))
+        limit_s = PATIENCE_S + PATIENCE * float(corpus.index["duration_s"].iat[row])
+        jobs.append(Job(clip_id, corpus.source(row), size, mtime_ns, own, target, out, settings, limit_s))
     return jobs, refused
 
 
@@ -229,7 +232,7 @@ def _convert_all(
     done, refused = {}, []
     bar = tqdm(total=len(jobs), desc="compressing", unit="film", disable=not progress or not jobs)
     with _workshop(out), bar:
-        for job, outcome in outcomes(convert, jobs, workers):
+        for job, outcome in outcomes(convert, jobs, workers, lambda job: job.limit_s):
             bar.update()
             if isinstance(outcome, Film):
                 add_film(out, outcome)

@@ -71,6 +71,7 @@ class Job:
         target: where it goes if it is transcoded.
         out: the folder.
         settings: what to make.
+        limit_s: seconds that it may take.
     """
 
     clip_id: str
@@ -81,6 +82,7 @@ class Job:
     target: str
     out: Path
     settings: Settings
+    limit_s: float
 
 
 def convert(job: Job) -> Film | str:

@@ -1,17 +1,20 @@
 """Many films at once, none of which can take the others down.
 
 Decoders are C code that meets whatever lies on the web: now and then one crashes, or takes all memory, and its process
-with it. Python's pools then give up everything that was under way. Here each film has a process of its own, forked from
-a server that has imported everything already, so that a new one costs milliseconds.
+with it, or never ends. Python's pools then give up everything that was under way, or wait. Here each film has a process
+of its own and a time limit, forked from a server that has imported everything already, so that a new one costs
+milliseconds.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -42,13 +45,30 @@ class Died:
         return f"the process that read it died ({how}): a crash of the decoder, or no memory left"
 
 
-def outcomes(function: Callable[[J], R], jobs: Sequence[J], workers: int) -> Iterator[tuple[J, R | Died]]:
+@dataclass(frozen=True)
+class Late:
+    """A job that was ended because it took longer than it may.
+
+    Attributes:
+        limit_s: seconds that it was given.
+    """
+
+    limit_s: float
+
+    def __str__(self) -> str:
+        return f"not done after {self.limit_s:.0f} s: the decoder hangs, or the machine is too slow for it"
+
+
+def outcomes(
+    function: Callable[[J], R], jobs: Sequence[J], workers: int, limit_s: Callable[[J], float] = lambda _: math.inf
+) -> Iterator[tuple[J, R | Died | Late]]:
     """Results of a function, as they come.
 
     Args:
         function: of one job; importable, and so are jobs and results (they travel between processes).
         jobs: what to do, in order.
-        workers: processes at a time; with 0 everything happens in this process, crashes included.
+        workers: processes at a time; with 0 everything happens in this process, crashes and hangs included.
+        limit_s: seconds that a job may take; then its process is killed.
 
     Raises:
         Exception: what the function raises ends the whole.
@@ -56,19 +76,29 @@ def outcomes(function: Callable[[J], R], jobs: Sequence[J], workers: int) -> Ite
     if not workers:
         yield from ((job, function(job)) for job in jobs)
         return
-    waiting, running = deque(jobs), dict[Any, tuple[Any, J]]()
+    waiting, running = deque(jobs), dict[Any, tuple[Any, J, float]]()
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 process, end = _started(function, waiting[0])
-                running[end] = process, waiting.popleft()
-            for end in wait(list(running)):
-                process, job = running.pop(end)
+                running[end] = process, waiting[0], time.monotonic() + limit_s(waiting.popleft())
+            next_s = min(deadline for _, _, deadline in running.values()) - time.monotonic()
+            for end in wait(list(running), None if next_s == math.inf else max(next_s, 0.0)):
+                process, job, _ = running.pop(end)
                 yield job, _result(process, end)
+            for end in [end for end, (_, _, deadline) in running.items() if deadline <= time.monotonic()]:
+                process, job, _ = running.pop(end)
+                _killed(process)
+                end.close()
+                yield job, Late(limit_s(job))
     finally:
-        for process, _ in running.values():
-            process.kill()
-            process.join()
+        for process, _, _ in running.values():
+            _killed(process)
+
+
+def _killed(process: Any) -> None:
+    process.kill()
+    process.join()
 
 
 def _started(function: Callable[[J], R], job: J) -> tuple[Any, Any]:

@@ -32,7 +32,7 @@ from avssl_core.data import Corpus, CorpusError, GopDataset, open_corpus
 from avssl_core.media import CompressedReader, GopSpec, StructureError, read_all
 from avssl_core.media.survey import quantisers, survey
 from data_prep.compress import CompressError, Report, Settings, build, compress_folder, films, misfit, verify
-from data_prep.compress.pool import Died, outcomes
+from data_prep.compress.pool import Died, Late, outcomes
 from data_prep.compress.records import exclusive, read_films
 
 ODD = "ünï ☂ [a]#1.mkv"
@@ -353,6 +353,29 @@ def test_what_a_job_raises_ends_the_whole() -> None:
     for workers in (0, 1):
         with pytest.raises(ValueError, match="domain"):
             list(outcomes(math.sqrt, [1.0, -1.0, 4.0], workers))
+
+
+def test_a_job_that_hangs_is_given_up_and_the_others_go_on() -> None:
+    def limit_s(seconds: float) -> float:
+        return 2.0 if seconds > 1 else 120.0
+
+    found = dict(outcomes(time.sleep, [600.0, 0.01, 0.02], 1, limit_s))
+    assert found == {600.0: Late(2.0), 0.01: None, 0.02: None}
+    assert "not done after 2 s" in str(found[600.0])
+
+
+def test_a_film_may_take_longer_the_longer_it_is(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, float] = {}
+
+    def watch(function: Any, jobs: Any, workers: int, limit_s: Any) -> Any:
+        seen.update({job.clip_id: limit_s(job) for job in jobs})
+        return outcomes(function, jobs, workers, limit_s)
+
+    monkeypatch.setattr(build, "outcomes", watch)
+    compress(source, tmp_path / "out")
+    durations = Corpus.load(tmp_path / "out").index.set_index("clip_id")["duration_s"]
+    for clip_id, duration_s in durations.items():
+        assert seen[str(clip_id)] == pytest.approx(600 + 30 * duration_s, abs=10)
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
