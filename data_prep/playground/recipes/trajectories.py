@@ -7,9 +7,10 @@ another order, a camera that moves, others that pass in front, and the true plac
 In the middle of the picture stands a house. The *target* goes out towards one corner and back, then towards the next,
 once to each of the four. ``order`` asks in which cyclic order: two go round (``clockwise`` and back), two draw a Z, two
 an N. **One lap holds the same pictures in all six classes**: every trip to a corner takes equally long and is its own
-mirror image in time, so that classes differ in the order of the trips alone. As a lap begins at any phase, a single
-frame, a frame at a known time, or any shuffled lap tells nothing of ``order`` (:meth:`Trajectories.ceilings`); a clip
-played backwards is one of the partner class (:data:`REVERSED`).
+mirror image in time, so that classes differ in the order of the trips alone. A frame, or any shuffled lap, tells nothing
+of ``order`` (:meth:`Trajectories.ceilings`); a clip played backwards is one of the partner class (:data:`REVERSED`).
+``phase`` decides whether the clock helps: at 1 a lap begins anywhere, so that not even a frame at a known time tells, and
+pictures have to be compared with each other; at 0 every lap begins at the top left, and *where at which time* is enough.
 
 What else is in the picture, each drawn by itself:
 
@@ -39,7 +40,7 @@ from ..draw import REACH, SHAPES, SKINS
 from ..palettes import ACTOR_COLOURS, contrasting, jitter, luminance
 from ..scene import Actor, Camera, Clip, Colour, Motion, Scene, TimedLabel
 from . import places
-from .base import LabelKind, Recipe
+from .base import LabelKind, Recipe, check_share
 
 CORNERS: tuple[tuple[int, int], ...] = ((-1, -1), (1, -1), (1, 1), (-1, 1))  # clockwise from the top left; y down
 ORDERS: dict[str, tuple[int, int, int, int]] = {  # corners in the order of their visits, up to where a lap begins
@@ -68,6 +69,7 @@ class Trajectories(Recipe):
     radius: float = 0.07  # of target and decoys
     spread: float = 0.26  # how far a trip goes from the house, on each axis
     laps: float = 1.0  # in a clip; below 1 it does not show every trip
+    phase: float = 1.0  # part of a lap within which clips begin; 0: all at the house, before the trip to the top left
     decoys: int = 1
     cue: str = "colour"  # what tells the target: its red "colour", or that its colour "match"es the house's
     scatter: float = 0.04  # how far the house may stand from the middle, on each axis
@@ -90,6 +92,7 @@ class Trajectories(Recipe):
                 f"decoys must lie in [0, {len(OTHERS) - 2}] and occluders be at least 0, "
                 f"got {self.decoys} and {self.occluders}"
             )
+        check_share("phase", self.phase)
         if not 0 < self.laps <= 1:
             raise ValueError(f"laps must lie in (0, 1], got {self.laps}; for faster trips shorten duration_s instead")
         for name in ("radius", "spread", "camera_period_s"):
@@ -133,18 +136,20 @@ class Trajectories(Recipe):
         )
 
     def ceilings(self) -> pd.DataFrame:
-        """How well each kind can be answered from one frame, from a lap's frames without their order, and from all.
+        """How well each kind can be answered from a frame, from a frame at a known time, and from a shuffled clip.
 
         Returns:
-            One row a kind (``order``, ``shape``), accuracies. At ``laps`` below 1 a clip does not show every trip, and
-            what its frames tell without their order is unknown (NaN).
+            One row a kind (``order``, ``shape``), accuracies; ``clip`` is all frames in order. Where a clip does not
+            show every trip (``laps`` below 1), or laps do not begin anywhere (``phase`` below 1), some are unknown (NaN).
         """
-        none = 1 / self.orders
+        none, unknown = 1 / self.orders, float("nan")
+        whole, anywhere = self.laps == 1, self.phase == 1
+        known = none if anywhere else unknown
         rows = {
-            "order": (none, none if self.laps == 1 else float("nan"), 1.0),
-            "shape": (1.0, 1.0, 1.0),  # but for the frames that hide the target
+            "order": (none if whole or anywhere else unknown, known, none if whole else unknown, 1.0),
+            "shape": (1.0, 1.0, 1.0, 1.0),  # but for the frames that hide the target
         }
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["frame", "shuffled", "clip"])
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["frame", "timed frame", "shuffled", "clip"])
 
     def speed(self, frames: int, tokens: int) -> float:
         """How far the target gets between two of ``frames`` even samples of a clip, at its fastest.
@@ -226,10 +231,12 @@ class Trajectories(Recipe):
     def _tour(
         self, order: str, shape: str, home: np.ndarray, colour: Colour, rng: np.random.Generator
     ) -> tuple[Actor, ...]:
-        """The trips of one thing: a lap that begins anywhere in a trip to any corner."""
+        """The trips of one thing: a lap that begins within ``phase`` laps after the house and before the top left."""
         trip_s = self.duration_s / (4 * self.laps)
-        first, phase, skin = int(rng.integers(4)), rng.random(), SKINS[rng.integers(len(SKINS))]
-        corners = [CORNERS[ORDERS[order][(first + i) % 4]] for i in range(TRIPS)]
+        skin = SKINS[rng.integers(len(SKINS))]
+        first, phase = divmod(4 * self.phase * rng.random(), 1)
+        begin = ORDERS[order].index(0) + int(first)
+        corners = [CORNERS[ORDERS[order][(begin + i) % 4]] for i in range(TRIPS)]
         return tuple(
             self._trip(corner, home, (i - phase) * trip_s, trip_s, shape, colour, skin)
             for i, corner in enumerate(corners)
