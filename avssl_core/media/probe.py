@@ -103,8 +103,14 @@ def describe_tracks(
         audio=audio,
         container=container.format.name.split(",")[0],
         start_s=max(0.0, tracks[-1].start_s - origin),
-        header_s=container.duration / av.time_base if container.duration is not None else max(spans),
+        header_s=_promised_end(container, origin) if container.duration is not None else max(spans),
     )
+
+
+def _promised_end(container: Any, origin: float) -> float:
+    """When the header says that everything is over; it counts from the first track that begins, not from ours."""
+    promised: float = ((container.start_time or 0) + container.duration) / av.time_base - origin
+    return promised
 
 
 def _video(track: PictureTrack) -> VideoInfo:

@@ -87,15 +87,56 @@ def canonical(node: object) -> str:
 
 
 def global_names(statement: ast.stmt) -> set[str]:
-    """Names that a (stripped) top-level statement reads from its module, by Python's own scoping rules."""
+    """Names that a (stripped) top-level statement reads from its module, by Python's own scoping rules.
+
+    The statement is looked at inside a function, and variables of comprehensions are left out: Python 3.12 and newer
+    count them among the names of the module or class around, and older ones do not.
+    """
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return set()
+    body = ast.unparse(statement).splitlines()
+    bound = sorted(_bound(statement))
+    declared = [f"global {', '.join(bound)}"] if bound else []
+    text = "\n ".join(["def definition():", *declared, *body])
+    loops = {
+        name.id
+        for each in ast.walk(statement)
+        if isinstance(each, ast.comprehension)
+        for name in ast.walk(each.target)
+        if isinstance(name, ast.Name)
+    }
     found: set[str] = set()
-    tables = [symtable.symtable(ast.unparse(statement), "<definition>", "exec")]
+    tables = [symtable.symtable(text, "<definition>", "exec")]
     while tables:
         table = tables.pop()
         tables.extend(table.get_children())
-        outer = table.get_type() in ("module", "class")  # a class may read a global under a name that it also binds
-        found |= {s.get_name() for s in table.get_symbols() if s.is_referenced() and (outer or s.is_global())}
+        # a class may read a global under a name that it also binds
+        own = {s.get_name() for s in table.get_symbols()} - loops if table.get_type() == "class" else set()
+        found |= {
+            s.get_name() for s in table.get_symbols() if s.is_referenced() and (s.is_global() or s.get_name() in own)
+        }
     return found
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    """Names that the statement binds at its own level."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    names: set[str] = set()
+    level: list[ast.AST] = [statement]
+    scopes = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    while level:
+        node = level.pop()
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+            continue
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            names.add(node.name)
+        if not isinstance(node, scopes):
+            level.extend(ast.iter_child_nodes(node))
+    return names
 
 
 def chains(statement: ast.stmt, names: set[str]) -> set[tuple[str, ...]]:

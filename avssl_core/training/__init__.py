@@ -14,6 +14,7 @@ from avssl_core.training.pretrain import AVBatch, prepare_windows, window_loader
 from avssl_core.training.result import FitResult
 from avssl_core.training.rng import step_generator
 from avssl_core.training.schedules import learning_rate
+from avssl_core.training.steps import to_device
 from avssl_core.training.throughput import in_memory_speed
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "save_checkpoint",
     "scale_lr",
     "step_generator",
+    "to_device",
     "window_loader",
 ]

@@ -111,6 +111,8 @@ class LogMelSpectrogram(nn.Module):
             return torch.cat([self._log_mel(piece) for piece in torch.split(waveform.float(), max(1, at_once))])
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
+        if self.bank.device != waveform.device:  # like every transform, it runs where its input lies
+            self.bank = self.bank.to(waveform.device)
         log = (self._power(waveform * 32768.0) @ self.bank).clamp_min(self.floor).log()  # (B, frames, n_mels)
         return ((log - self.mean) / self.std).transpose(1, 2).unsqueeze(1)
 

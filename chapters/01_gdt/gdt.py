@@ -727,9 +727,9 @@ def run_cell(arm: str, seed: int, config: GDTConfig) -> dict[str, float]:
     run = training.World.single(config.device)
     videos = open_videos(config, seed, recipe.overdub)
     if recipe.loss.startswith("gradient"):
-        return gradient_variance(recipe.loss == "gradient-hierarchical", config, videos, seed)
+        return gradient_variance(recipe.loss == "gradient-hierarchical", config, videos, seed, run)
     if recipe.row == "random":
-        return evaluate(build_model(config, seed).eval(), videos, config, run)
+        return evaluate(build_model(config, seed).to(run.device).eval(), videos, config, run)
     if recipe.row == "supervised":
         return evaluate(train_supervised(config, videos, seed, run), videos, config, run)
     model, fitted = pretrain(recipe, config, videos, seed, run)
@@ -944,18 +944,10 @@ if crossing:
 # that we had said would matter, and everything else is *undecided at this size*.
 
 
-# %% tags=["define"]
-def verdicts(ledgers: list[reporting.Ledger], corpus: str) -> Markdown:
-    """The recorded claims about one corpus, as a table: each with the paper's figure, ours, and its control."""
-    shown = ["statement", "paper", "metric", "effect", "95 % interval", "seeds", "verdict", "control"]
-    tables = [reporting.claims_table(ledger, corpus=corpus)[shown] for ledger in ledgers]
-    texts = [reporting.to_markdown(table) for table in tables if len(table)]
-    return Markdown("\n\n".join(texts) or "*Nothing recorded yet: `avssl record gdt` runs the cells.*")
-
-
 # %%
+NOTHING = "*Nothing recorded yet: `avssl record gdt` runs the cells.*"
 ledgers = reporting.read_ledgers(CHAPTER.parents[1], "gdt")
-display(verdicts(ledgers, "playground"))
+display(Markdown(reporting.verdicts_text(ledgers, corpus="playground") or NOTHING))
 
 
 # %% tags=["define"]
@@ -1001,7 +993,7 @@ for ledger in ledgers:
 # archives. The figures are the ledger's; no faces are shown here.
 
 # %%
-display(verdicts(ledgers, "grid"))
+display(Markdown(reporting.verdicts_text(ledgers, corpus="grid") or NOTHING))
 
 # %%
 arms_figure(ledgers, "grid", "digit_sight", "digit accuracy from sight (chance 0.1)")
@@ -1050,25 +1042,26 @@ _ = figures.variance_plot(frame, x="samples", label="samples a stratum, $K_I$", 
 
 
 # %% tags=["define"]
-def gradient_variance(hierarchical: bool, config: GDTConfig, videos: Videos, seed: int) -> dict[str, float]:
+def gradient_variance(
+    hierarchical: bool, config: GDTConfig, videos: Videos, seed: int, run: training.World
+) -> dict[str, float]:
     """Log of the gradient's variance relative to its squared mean, at a network that has not been trained.
 
     Also the share of anchors with at least one positive: 1 for hierarchical batches, by construction.
     """
-    row, augment, model = losses.HYPOTHESES["h"], Augment(config), build_model(config, seed)
+    row, augment, model = losses.HYPOTHESES["h"], Augment(config), build_model(config, seed).to(run.device)
     loss_of = losses.CompositionalNCE(config.temperature)
     n = config.samples_per_step // math.prod(row.branches) if hierarchical else config.samples_per_step
-    single = training.World.single()
     stream = (
-        batches_of(videos, config, n, 2, seed, single).batches()
+        batches_of(videos, config, n, 2, seed, run).batches()
         if hierarchical
         else independent_batches(videos, config, n, seed)
     )
     gradients, with_positive = [], []
     for number, batch in enumerate(itertools.islice(stream, config.variance_batches)):
-        generator = training.step_generator(seed, number)
+        generator, batch = training.step_generator(seed, number), training.to_device(batch, run.device)
         if hierarchical:
-            z, codes = embed_leaves(model, augment, batch, row, generator).flatten(0, 4), row.codes(n)
+            z, codes = embed_leaves(model, augment, batch, row, generator).flatten(0, 4), row.codes(n).to(run.device)
         else:
             z, codes = embed_independent(model, augment, batch, generator)
         c, w = losses.batch_matrices(codes, row.kinds, row.weight_mode, modality=row.modality)
@@ -1096,14 +1089,16 @@ def embed_independent(
 ) -> tuple[Tensor, Tensor]:
     """Every window of the batch as one sample, modality and direction by coin: ``(B, d)`` and codes ``(B, 5)``."""
     frames, waveform = batch["frames"].flatten(0, 1), batch["waveform"].flatten(0, 1)
-    m, r = torch.randint(2, (2, len(frames)), generator=generator)
+    m, r = torch.randint(2, (2, len(frames)), generator=generator).to(frames.device)
     clips, sounds = augment.sight(frames[m == 0], generator), augment.sound(waveform[m == 1], generator)
     back_v, back_a = r[m == 0].bool(), r[m == 1].bool()
     clips = torch.where(back_v[:, None, None, None, None], transforms.time_reverse(clips, 2), clips)
     sounds = torch.where(back_a[:, None, None, None], transforms.time_reverse(sounds, -1), sounds)
     z_v, z_a = model(clips, sounds)
-    z = torch.empty(len(frames), z_v.shape[1]).index_put((m == 0,), z_v).index_put((m == 1,), z_a)
-    starts = torch.arange(len(frames))  # two independent draws never share a start, nor an augmentation
+    z = z_v.new_empty(len(frames), z_v.shape[1]).index_put((m == 0,), z_v).index_put((m == 1,), z_a)
+    starts = torch.arange(
+        len(frames), device=m.device
+    )  # two independent draws never share a start, nor an augmentation
     return z, torch.stack([batch["row"], starts, m, r, starts], 1)
 
 

@@ -759,9 +759,14 @@ class LateLabelled(Labelled):
 
     def __init__(self, trunk: encoders.IMRNet, classes: Mapping[str, tuple[str, ...]], seed: int) -> None:
         super().__init__(trunk, classes, seed)
+        pathways = (trunk.iframes, trunk.motion, trunk.residual)
         with encoders.seeded_init(seed):
-            fused = {name: encoders.LateFusion(len(found), trunk) for name, found in classes.items()}
-        self.heads = nn.ModuleDict({name: late.classifiers for name, late in fused.items()})
+            self.heads = nn.ModuleDict(
+                {
+                    name: nn.ModuleList(nn.Linear(pathway.dim, len(found)) for pathway in pathways)
+                    for name, found in classes.items()
+                }
+            )
 
     def forward(self, streams: Streams) -> dict[str, Tensor]:
         """Scores: of each stream ``(3, B, classes)`` in training, their sum ``(B, classes)`` otherwise."""

@@ -12,18 +12,17 @@ import math
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
-import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 import torch
+
+from data_prep.starting import without_main
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -110,7 +109,7 @@ def _started(function: Callable[[J], R], job: J) -> tuple[Any, Any]:
         context.set_forkserver_preload(["data_prep.compress.films"])
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(function, job, there), daemon=True)
-    with _without_main():
+    with without_main():
         process.start()
     there.close()  # or its end would not be noticed
     return process, here
@@ -148,18 +147,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Hide the main module while a process starts.
-
-    It would import its parent's main module once more, to find functions that were defined there. Ours are not, and a
-    plain script without a guard would begin the same work again in every process.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main

@@ -14,8 +14,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import sys
-import types
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,6 +30,7 @@ from tqdm.auto import tqdm
 from avssl_core.data import Corpus
 from avssl_core.media import write_clip, writer
 
+from ..starting import without_main
 from .draw import draw_scene
 from .events import hear_scene
 from .recipes.base import Recipe
@@ -164,7 +163,7 @@ def _in_parallel(
 ) -> Iterator[tuple[range, dict[str, list[Any]]]]:
     """Run ``one`` on every chunk, yielding results as they come."""
     with _pool(workers) as pool:
-        with _without_main():  # workers start at the first submission
+        with without_main():  # workers start at the first submission
             futures = {pool.submit(one, chunk): chunk for chunk in chunks}
         try:
             for future in as_completed(futures):
@@ -190,22 +189,6 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     if "forkserver" in methods:
         context.set_forkserver_preload([__name__])  # import once, not once a worker
     return ProcessPoolExecutor(workers, mp_context=context)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Hide the main module while workers start.
-
-    A starting worker imports its parent's main module once more, to find functions that were defined there. Ours are
-    not, and a plain script would build the same corpus again in every worker, waiting for the lock that its parent
-    holds.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _path(folder: Path, number: int) -> Path:

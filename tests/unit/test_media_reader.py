@@ -285,3 +285,14 @@ def test_a_change_of_picture_size_needs_a_size(tmp_path: Path) -> None:
     assert read_clip(path, 0.0, num_frames=5, fps=25).frames.shape == (5, 3, 64, 96)
     with pytest.raises(DecodeError, match="pass a size"):
         read_clip(path, 0.0, num_frames=10, fps=25)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_that_begins_long_before_the_pictures_is_no_truncation(tmp_path: Path, suffix: str) -> None:
+    """The header counts from the first sample: 1.2 + 2 seconds here, of which the pictures fill the last two."""
+    times = [1200 + 40 * k for k in range(50)]
+    path = encode(tmp_path / f"late{suffix}", numbered(50), tone(1.5, rate=16_000), times_ms=times)
+    info = probe(path)
+    assert info.video is not None and abs(info.video.duration_s - 2.0) < 0.1
+    assert abs(info.header_s - 2.0) < 0.1, info
+    assert numbers(read_all(path, fps=25, size=None, sample_rate=None).frames) == list(range(50))

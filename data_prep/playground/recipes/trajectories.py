@@ -9,8 +9,9 @@ once to each of the four. ``order`` asks in which cyclic order: two go round (``
 an N. **One lap holds the same pictures in all six classes**: every trip to a corner takes equally long and is its own
 mirror image in time, so that classes differ in the order of the trips alone. A frame, or any shuffled lap, tells nothing
 of ``order`` (:meth:`Trajectories.ceilings`); a clip played backwards is one of the partner class (:data:`REVERSED`).
-``phase`` decides whether the clock helps: at 1 a lap begins anywhere, so that not even a frame at a known time tells, and
-pictures have to be compared with each other; at 0 every lap begins at the top left, and *where at which time* is enough.
+``phase`` decides whether the clock helps: at 1 a lap begins anywhere, so that not even a frame at a known time tells,
+and pictures have to be compared with each other; at 0 every lap begins at the top left, and *where at which time* is
+enough.
 
 What else is in the picture, each drawn by itself:
 
@@ -140,7 +141,8 @@ class Trajectories(Recipe):
 
         Returns:
             One row a kind (``order``, ``shape``), accuracies; ``clip`` is all frames in order. Where a clip does not
-            show every trip (``laps`` below 1), or laps do not begin anywhere (``phase`` below 1), some are unknown (NaN).
+            show every trip (``laps`` below 1), or laps do not begin anywhere (``phase`` below 1), some are unknown
+            (NaN).
         """
         none, unknown = 1 / self.orders, float("nan")
         whole, anywhere = self.laps == 1, self.phase == 1
