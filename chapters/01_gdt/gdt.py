@@ -519,7 +519,7 @@ def pretrain(
     shifts, modalities, directions, augmentations = row.branches
     per_video = shifts * modalities * directions * augmentations
     n = min(config.samples_per_step // per_video, len(videos.train)) // run.world_size
-    model = build_model(config, seed)
+    model = build_model(config, seed).to(run.device)
     result = training.fit(
         model if row.cross_modal else model.video,  # within sight alone the sound tower stays untrained
         batches_of(videos, config, n, shifts, seed, run).batches,
@@ -651,7 +651,7 @@ def evaluate(
 # %% tags=["define"]
 def train_supervised(config: GDTConfig, videos: Videos, seed: int, run: training.World) -> encoders.AudioVisualModel:
     """Sight alone, with every timed label the corpus has: the ceiling for the probes."""
-    model, augment = build_model(config, seed), Augment(config)
+    model, augment = build_model(config, seed).to(run.device), Augment(config)
     sets = [
         avdata.TimedDataset(videos.train, window_spec(config), kind=kind, cache=videos.caches[0])
         for kind in videos.kinds
