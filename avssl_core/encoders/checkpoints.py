@@ -25,7 +25,7 @@ GDT_IGNORED = ("audio_network.base.fc.weight", "audio_network.base.fc.bias")
 TORCHVISION_IGNORED = ("fc.weight", "fc.bias")
 """torchvision's Kinetics-400 classifier; :class:`R2Plus1D` is a trunk."""
 
-WRAPPERS = ("model", "state_dict")
+WRAPPERS = ("model", "state_dict", "model_state")
 """Keys under which checkpoints keep the state dict beside optimiser, epoch and arguments."""
 
 Rules = tuple[tuple[str, str], ...]
