@@ -8,10 +8,10 @@ In the middle of the picture stands a house. The *target* goes out towards one c
 once to each of the four. ``order`` asks in which cyclic order: two go round (``clockwise`` and back), two draw a Z, two
 an N. **One lap holds the same pictures in all six classes**: every trip to a corner takes equally long and is its own
 mirror image in time, so that classes differ in the order of the trips alone. A frame, or any shuffled lap, tells
-nothing of ``order`` (:meth:`Trajectories.ceilings`); a clip played backwards is one of the partner class (:data:`REVERSED`).
-``phase`` decides whether the clock helps: at 1 a lap begins anywhere, so that not even a frame at a known time tells,
-and pictures have to be compared with each other; at 0 every lap begins at the top left, and *where at which time* is
-enough.
+nothing of ``order`` (:meth:`Trajectories.ceilings`); a clip played backwards is one of the partner class
+(:data:`REVERSED`). ``phase`` decides whether the clock helps: at 1 a lap begins anywhere, so that not even a frame at a
+known time tells, and pictures have to be compared with each other; at 0 every lap begins at the top left, and *where at
+which time* is enough.
 
 What else is in the picture, each drawn by itself:
 
