@@ -17,6 +17,7 @@ from avssl_core.figures.seeds import (
     embedding_scatter,
     learning_curves,
     paper_and_ours,
+    recorded_arms,
     sensitivity_histogram,
     variance_plot,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "predicted_cells",
     "pull_push",
     "pyramid_labels",
+    "recorded_arms",
     "reference_line",
     "relation_matrices",
     "residual_picture",

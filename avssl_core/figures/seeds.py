@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,7 +28,7 @@ from avssl_core.figures.style import (
     line_style,
     reference_line,
 )
-from avssl_core.reporting import ClaimResult, t_interval
+from avssl_core.reporting import ClaimResult, Ledger, cells_frame, t_interval
 
 
 def arms_over_seeds(
@@ -79,6 +79,38 @@ def arms_over_seeds(
     ax.grid(False, axis="y")
     sns.despine(ax=ax)
     return ax
+
+
+def recorded_arms(
+    ledgers: Iterable[Ledger],
+    metric: str,
+    *,
+    label: str,
+    corpus: str | None = None,
+    arms: Sequence[str] | None = None,
+    chance: float | None = None,
+) -> list[Axes]:
+    """A figure of :func:`arms_over_seeds` for every ledger that holds the metric; devices never share one.
+
+    Args:
+        ledgers: of one chapter.
+        metric: a scalar metric of its cells.
+        label: of the horizontal axis.
+        corpus: only cells that learned from this one.
+        arms: only these, in this order; as they come by default.
+        chance: a line to draw.
+
+    Returns:
+        One axes a figure; none where nothing was recorded.
+    """
+    drawn = []
+    for ledger in ledgers:
+        cells = cells_frame(ledger)
+        cells = cells[(cells["metric"] == metric) & ((cells["corpus"] == corpus) if corpus else True)]
+        if len(cells if arms is None else cells[cells["arm"].isin(list(arms))]):
+            title = f"recorded on {ledger.device}"
+            drawn.append(arms_over_seeds(cells, label=label, order=arms, chance=chance, title=title))
+    return drawn
 
 
 def claims_plot(claims: Sequence[ClaimResult], *, title: str = "", ax: Axes | None = None) -> Axes:

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from avssl_core.reporting.ledger import ControlResult, Ledger
+from avssl_core.reporting.ledger import ClaimResult, ControlResult, Ledger
 from avssl_core.reporting.verdicts import NOT_REPRODUCED, REPRODUCED, t_interval
 
 CLAIM_COLUMNS = (
@@ -42,7 +42,6 @@ def claims_table(
     Returns:
         A frame with ``CLAIM_COLUMNS``, playground before real corpora.
     """
-    every = [ledgers] if isinstance(ledgers, Ledger) else list(ledgers)
     rows = [
         {
             "claim": claim.id + (" (extended)" if claim.extended else ""),
@@ -58,12 +57,29 @@ def claims_table(
             "verdict": claim.verdict,
             "control": _control_text(claim.control),
         }
-        for ledger in every
-        for claim in ledger.claims
+        for ledger, claim in listed_claims(ledgers)
         if (corpus is None or claim.corpus == corpus) and (extended or not claim.extended)
     ]
     frame = pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
     return frame.sort_values("corpus", key=lambda c: c != "playground", kind="stable").reset_index(drop=True)
+
+
+def listed_claims(ledgers: Ledger | Iterable[Ledger]) -> list[tuple[Ledger, ClaimResult]]:
+    """Every claim with the ledger that speaks of it, ledger after ledger.
+
+    A claim that was recorded on one kind of device need not be listed as missing on another: it is left out of ledgers
+    that hold no seed of it, and stands in the first where no ledger holds any.
+    """
+    every = [ledgers] if isinstance(ledgers, Ledger) else list(ledgers)
+    recorded = {claim.id for ledger in every for claim in ledger.claims if claim.n_seeds}
+    listed: list[tuple[Ledger, ClaimResult]] = []
+    open_ids: set[str] = set()
+    for ledger in every:
+        for claim in ledger.claims:
+            if claim.n_seeds or (claim.id not in recorded and claim.id not in open_ids):
+                open_ids |= set() if claim.n_seeds else {claim.id}
+                listed.append((ledger, claim))
+    return listed
 
 
 def verdicts_text(ledgers: Ledger | Iterable[Ledger], *, corpus: str) -> str:
@@ -78,8 +94,19 @@ def verdicts_text(ledgers: Ledger | Iterable[Ledger], *, corpus: str) -> str:
     """
     shown = ["statement", "paper", "metric", "effect", "95 % interval", "seeds", "verdict", "control"]
     every = [ledgers] if isinstance(ledgers, Ledger) else list(ledgers)
-    tables = [claims_table(ledger, corpus=corpus)[shown] for ledger in every]
-    return "\n\n".join(to_markdown(table) for table in tables if len(table))
+    table = claims_table(every, corpus=corpus)
+    texts = []
+    for ledger in every:
+        part = table[table["budget"] == f"{ledger.budget}-{ledger.device}"]
+        if len(part):
+            texts.append(f"{_recorded_on(ledger, corpus)}\n\n{to_markdown(part[shown])}")
+    return "\n\n".join(texts)
+
+
+def _recorded_on(ledger: Ledger, corpus: str) -> str:
+    """Where the cells were computed: figures of different kinds of device never meet in one claim."""
+    where = dict.fromkeys(cell.hardware for cell in ledger.cells if cell.corpus == corpus and cell.hardware)
+    return f"Recorded on {' and '.join(where) or 'nothing yet'} (`{ledger.budget}`, {ledger.device}):"
 
 
 def shortfalls(ledgers: Ledger | Iterable[Ledger]) -> str:
@@ -92,7 +119,7 @@ def shortfalls(ledgers: Ledger | Iterable[Ledger]) -> str:
         ledgers: one, or several (budgets, devices).
     """
     lines, missing = [], 0
-    claims = [claim for ledger in ([ledgers] if isinstance(ledgers, Ledger) else ledgers) for claim in ledger.claims]
+    claims = [claim for _, claim in listed_claims(ledgers)]
     for claim in claims:
         if claim.n_seeds < 2:
             missing += 1

@@ -1458,38 +1458,32 @@ def label_shares(videos: Videos, config: IMRConfig) -> Tensor:
 # that we had said would matter, and everything else is *undecided at this size*.
 
 
-# %% tags=["define"]
-def arms_figure(
-    ledgers: list[reporting.Ledger], arms: tuple[str, ...], metric: str, label: str, chance: float | None = None
-) -> None:
-    """Recorded values of one metric, a point a seed, for some arms."""
-    for ledger in ledgers:
-        cells = reporting.cells_frame(ledger)
-        cells = cells[cells["arm"].isin(arms) & (cells["metric"] == metric)]
-        if len(cells):
-            figures.arms_over_seeds(cells, label=label, chance=chance)
-
-
 # %%
 NOTHING = "*Nothing recorded yet: `avssl record imr` runs the cells.*"
 ledgers = reporting.read_ledgers(CHAPTER.parents[1], "imr")
 display(Markdown(reporting.verdicts_text(ledgers, corpus="playground") or NOTHING))
 
 # %%
-arms_figure(ledgers, (*FUSIONS, "i-only", "mr-only"), "moving_shape", "which shape moves? (accuracy)")
+_ = figures.recorded_arms(
+    ledgers, "moving_shape", label="which shape moves? (accuracy)", arms=(*FUSIONS, "i-only", "mr-only")
+)
 
 # %%
-arms_figure(ledgers, tuple(TASKS), "motion_finetuned", "direction of motion, fine-tuned on few labels")
+_ = figures.recorded_arms(
+    ledgers, "motion_finetuned", label="direction of motion, fine-tuned on few labels", arms=tuple(TASKS)
+)
 
 # %%
-arms_figure(ledgers, tuple(TASKS), "shape_finetuned", "shape, fine-tuned on few labels")
+_ = figures.recorded_arms(ledgers, "shape_finetuned", label="shape, fine-tuned on few labels", arms=tuple(TASKS))
 
 # %%
 display(Markdown(reporting.verdicts_text(ledgers, corpus="grid") or NOTHING))
 
 # %%
 grid_arms = tuple(name for name in ARMS if name.startswith("grid-"))
-arms_figure(ledgers, grid_arms, "digit_finetuned", "digit from sight, few labels (chance 0.1)", chance=0.1)
+_ = figures.recorded_arms(
+    ledgers, "digit_finetuned", label="digit from sight, few labels (chance 0.1)", arms=grid_arms, chance=0.1
+)
 
 
 # %% [markdown]

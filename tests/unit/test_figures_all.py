@@ -19,7 +19,7 @@ from matplotlib.colors import to_rgb
 from avssl_core import figures
 from avssl_core.figures.style import COLOURS, DASHES, HATCHES, MARKERS, labels_at_right
 from avssl_core.losses import contrast_matrix, find_hypothesis, path_codes, weight_matrix
-from avssl_core.reporting import ClaimResult, t_interval, verdict
+from avssl_core.reporting import CellRecord, ClaimResult, Ledger, t_interval, verdict
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +205,23 @@ def test_arms_show_runs_mean_and_interval() -> None:
     assert "chance" in texts(ax)
     with pytest.raises(ValueError, match="no runs"):
         figures.arms_over_seeds(RUNS, order=["absent"])
+
+
+def test_recorded_arms_draw_a_figure_for_every_ledger_that_holds_the_metric() -> None:
+    def ledger(device: str, corpus: str) -> Ledger:
+        cells = tuple(
+            CellRecord(row.arm, row.seed, "c", "k", {"accuracy": row.value}, 1.0, device, corpus)
+            for row in RUNS.itertuples()
+        )
+        return Ledger("toy", "record", device, None, {}, {}, "", (0,), 1.0, (), cells)
+
+    both = [ledger("cpu", "grid"), ledger("cuda", "playground")]
+    drawn = figures.recorded_arms(both, "accuracy", label="accuracy", arms=("h",))
+    assert [ax.get_title(loc="left") for ax in drawn] == ["recorded on cpu", "recorded on cuda"]
+    assert [t.get_text() for t in drawn[0].get_yticklabels()] == ["h"]
+    assert len(figures.recorded_arms(both, "accuracy", label="accuracy", corpus="grid")) == 1
+    assert figures.recorded_arms(both, "other", label="other") == []
+    assert figures.recorded_arms(both, "accuracy", label="accuracy", arms=("absent",)) == []
 
 
 def claim(name: str, differences: tuple[float, ...], corpus: str = "playground") -> ClaimResult:

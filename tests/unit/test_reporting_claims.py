@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from avssl_core.reporting import (
     control_outcome,
     judge,
     ledger_path,
+    listed_claims,
     load_claim_sheet,
     load_claims,
     needed_cells,
@@ -341,7 +343,26 @@ def test_tables(ledger: Ledger) -> None:
     assert all(line.replace("\\|", "").count("|") == markdown[0].count("|") for line in markdown)
     assert to_rich(frame).row_count == 2
     text = verdicts_text(ledger, corpus="playground")
-    assert len(text.splitlines()) == 3 and "+0.100" in text and verdicts_text([], corpus="playground") == ""
+    lines = text.splitlines()
+    assert len(lines) == 5 and "+0.100" in lines[4] and verdicts_text([], corpus="playground") == ""
+    assert lines[0] == "Recorded on nothing yet (`record`, cpu):"  # these cells do not say what they ran on
+
+
+def test_a_claim_recorded_on_one_device_is_not_missing_on_another(ledger: Ledger) -> None:
+    """Of two ledgers the second holds all seeds of `real`, the first all of `mix`: each speaks of its own claim."""
+    (mix, real), cells = (ledger.claim("mix"), ledger.claim("real")), ledger.cells
+    ran = tuple(replace(c, hardware="a GPU") for c in cells)
+    elsewhere = replace(ledger, device="cuda", claims=(replace(mix, n_seeds=0), replace(real, n_seeds=5)), cells=ran)
+    here = replace(ledger, claims=(mix, replace(real, n_seeds=0)))
+    listed = [(each.device, claim.id) for each, claim in listed_claims([here, elsewhere])]
+    assert listed == [("cpu", "mix"), ("cuda", "real")]
+    assert list(claims_table([here, elsewhere])["budget"]) == ["record-cpu", "record-cuda"]
+    assert verdicts_text([here, elsewhere], corpus="grid").startswith("Recorded on a GPU (`record`, cuda):")
+    nowhere = replace(elsewhere, claims=(replace(mix, n_seeds=0), replace(real, n_seeds=0)))
+    assert [(each.device, claim.id) for each, claim in listed_claims([here, nowhere])] == [
+        ("cpu", "mix"),
+        ("cpu", "real"),  # missing everywhere: told once
+    ]
 
 
 def test_what_fell_short_is_told(tmp_path: Path) -> None:
