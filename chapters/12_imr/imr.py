@@ -759,14 +759,9 @@ class LateLabelled(Labelled):
 
     def __init__(self, trunk: encoders.IMRNet, classes: Mapping[str, tuple[str, ...]], seed: int) -> None:
         super().__init__(trunk, classes, seed)
-        pathways = (trunk.iframes, trunk.motion, trunk.residual)
         with encoders.seeded_init(seed):
-            self.heads = nn.ModuleDict(
-                {
-                    name: nn.ModuleList(nn.Linear(pathway.dim, len(found)) for pathway in pathways)
-                    for name, found in classes.items()
-                }
-            )
+            fused = {name: encoders.LateFusion(len(found), trunk) for name, found in classes.items()}
+        self.heads = nn.ModuleDict({name: late.classifiers for name, late in fused.items()})
 
     def forward(self, streams: Streams) -> dict[str, Tensor]:
         """Scores: of each stream ``(3, B, classes)`` in training, their sum ``(B, classes)`` otherwise."""
@@ -1458,32 +1453,38 @@ def label_shares(videos: Videos, config: IMRConfig) -> Tensor:
 # that we had said would matter, and everything else is *undecided at this size*.
 
 
+# %% tags=["define"]
+def arms_figure(
+    ledgers: list[reporting.Ledger], arms: tuple[str, ...], metric: str, label: str, chance: float | None = None
+) -> None:
+    """Recorded values of one metric, a point a seed, for some arms."""
+    for ledger in ledgers:
+        cells = reporting.cells_frame(ledger)
+        cells = cells[cells["arm"].isin(arms) & (cells["metric"] == metric)]
+        if len(cells):
+            figures.arms_over_seeds(cells, label=label, chance=chance)
+
+
 # %%
 NOTHING = "*Nothing recorded yet: `avssl record imr` runs the cells.*"
 ledgers = reporting.read_ledgers(CHAPTER.parents[1], "imr")
 display(Markdown(reporting.verdicts_text(ledgers, corpus="playground") or NOTHING))
 
 # %%
-_ = figures.recorded_arms(
-    ledgers, "moving_shape", label="which shape moves? (accuracy)", arms=(*FUSIONS, "i-only", "mr-only")
-)
+arms_figure(ledgers, (*FUSIONS, "i-only", "mr-only"), "moving_shape", "which shape moves? (accuracy)")
 
 # %%
-_ = figures.recorded_arms(
-    ledgers, "motion_finetuned", label="direction of motion, fine-tuned on few labels", arms=tuple(TASKS)
-)
+arms_figure(ledgers, tuple(TASKS), "motion_finetuned", "direction of motion, fine-tuned on few labels")
 
 # %%
-_ = figures.recorded_arms(ledgers, "shape_finetuned", label="shape, fine-tuned on few labels", arms=tuple(TASKS))
+arms_figure(ledgers, tuple(TASKS), "shape_finetuned", "shape, fine-tuned on few labels")
 
 # %%
 display(Markdown(reporting.verdicts_text(ledgers, corpus="grid") or NOTHING))
 
 # %%
 grid_arms = tuple(name for name in ARMS if name.startswith("grid-"))
-_ = figures.recorded_arms(
-    ledgers, "digit_finetuned", label="digit from sight, few labels (chance 0.1)", arms=grid_arms, chance=0.1
-)
+arms_figure(ledgers, grid_arms, "digit_finetuned", "digit from sight, few labels (chance 0.1)", chance=0.1)
 
 
 # %% [markdown]
