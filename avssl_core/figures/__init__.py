@@ -10,14 +10,13 @@ from avssl_core.figures.compressed import (
     pyramid_labels,
     residual_picture,
 )
+from avssl_core.figures.ledgers import claims_plot, recorded_arms
 from avssl_core.figures.relations import pull_push, relation_matrices, roles_of, sampling_tree
 from avssl_core.figures.seeds import (
     arms_over_seeds,
-    claims_plot,
     embedding_scatter,
     learning_curves,
     paper_and_ours,
-    recorded_arms,
     sensitivity_histogram,
     variance_plot,
 )
