@@ -145,7 +145,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         What the chapter reports: shapes, speed, projected memory and hours.
 
     Raises:
-        UsageError: the chapter defines no ``dry_run``, or its configuration refuses the values.
+        UsageError: the chapter defines no ``dry_run``, or it or its configuration refuses the values.
     """
     from avssl_core.reporting import load_definitions
 
@@ -158,7 +158,10 @@ def measure(plan: Plan) -> dict[str, Any]:
             config = module.make_config(**plan.parameters)
         except (TypeError, ValueError) as error:
             raise UsageError(f"chapter {plan.chapter.name}: {error}") from error
-        return dict(module.dry_run(config))
+        try:
+            return dict(module.dry_run(config))
+        except ValueError as error:  # a value that only the run itself could refuse
+            raise UsageError(f"chapter {plan.chapter.name}: {error}") from error
 
 
 def execute(plan: Plan, *, rank: int = 0, progress: bool = True) -> Outcome:

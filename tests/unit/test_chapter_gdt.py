@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -159,8 +160,41 @@ def _product(numbers: tuple[int, ...]) -> int:
 
 def test_dry_run_measures_and_projects(gdt: ModuleType, tiny: object) -> None:
     report = gdt.dry_run(tiny)
-    assert {"network input", "parameters", "measured", "projection"} <= set(report)
+    assert {"frames", "waveform", "start_s", "parameters", "measured", "projection"} <= set(report)
+    assert report["network input, sight"].startswith(f"(2, 3, {tiny.num_frames}, {tiny.crop}, {tiny.crop})")
+    assert report["network input, sound"].startswith(f"(2, 1, {tiny.n_mels}, ")
     assert "GiB" in report["projection"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["full-kinetics400", "full-audioset"])
+def test_dry_run_of_the_papers_run(gdt: ModuleType, budget: str) -> None:
+    """Every value of the file but the crop, which is smaller here so that the networks of full size take seconds."""
+    values = read_budget(CHAPTER, budget) | {"crop": 32, "decode_size": 40, "num_frames": 8, "device": "cpu"}
+    report = gdt.dry_run(gdt.make_config(**values))
+    assert report["parameters"] == 36_988_637
+    assert report["network input, sound"].startswith("(2, 1, 40, ")
+    hours, memory = (float(x) for x in re.findall(r"([\d.]+) h .*?([\d.]+) GiB", report["projection"])[0])
+    assert hours > 100 and memory > 1  # on one CPU
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"encoder": "fool"}, "encoder='fool': use one of fast, full"),
+        ({"variant": "dirceted"}, "use one of directed"),
+        ({"arms": "l,zz"}, "no hypothesis \\['zz'\\]"),
+        ({"precision": "fp8"}, "use one of float32, bf16"),
+        ({"num_frames": 0}, "num_frames=0: must be positive"),
+        ({"temperature": 0.0}, "temperature=0.0: must be positive"),
+        ({"crop": 60}, "does not fit into decode_size"),
+    ],
+)
+def test_dry_run_refuses_what_the_run_would_trip_over(
+    gdt: ModuleType, tiny: object, changes: dict[str, object], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        gdt.dry_run(replace(tiny, **changes))
 
 
 def test_any_folder_of_clips_can_be_learned_from(
