@@ -1301,9 +1301,9 @@ def check_values(config: GDTConfig) -> None:
 def measured_step(
     arm: str, config: GDTConfig, videos: Videos, count: int, run: training.World
 ) -> tuple[int, float, int]:
-    """Samples, seconds and peak memory of a step on ``count`` videos, after two to warm up."""
+    """Samples, seconds and peak memory of a step on ``count`` videos, after two to warm up; the weights hardly move."""
     samples = count * math.prod(losses.HYPOTHESES[arm].branches)
-    tiny = replace(config, samples_per_step=samples, steps=3, warmup_steps=0, workers=0, cache=False)
+    tiny = replace(config, samples_per_step=samples, steps=3, warmup_steps=0, lr=1e-6, workers=0, cache=False)
     _, fitted = pretrain(ARMS[arm], tiny, videos, 0, run)
     ends = fitted.history["wall_s"].to_numpy()
     return samples, float(ends[-1] - ends[-2]), fitted.peak_memory
