@@ -143,7 +143,7 @@ def undecodable(source: Source) -> str | None:
 
 @data_app.command()
 def playground(
-    recipe: Annotated[str, typer.Argument(help="actions, web, boxes, binding, travel.")],
+    recipe: Annotated[str, typer.Argument(help="actions, web, boxes, binding, travel, trajectories.")],
     clips: Annotated[int, typer.Option(min=1)] = 100,
     seed: Annotated[int, typer.Option()] = 0,
     parameter: Annotated[list[str] | None, typer.Option("-p", "--parameter", help="name=value of the recipe.")] = None,

@@ -67,6 +67,7 @@ def examine(root: Path) -> list[Finding]:
         check_memory,
         lambda: check_disk(root),
         check_cache,
+        check_data,
     ]
     findings: list[Finding] = []
     for check in checks:
@@ -300,3 +301,13 @@ def _version(package: str) -> str | None:
 def _numbers(version: str) -> tuple[int, int]:
     found = re.match(r"(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def check_data() -> list[Finding]:
+    """Corpora that chapters ask for by name: where they are looked for, and whether GRID lips is there."""
+    folder = Path(os.environ.get("AVSSL_DATA", "data"))
+    named = "AVSSL_DATA" if "AVSSL_DATA" in os.environ else "AVSSL_DATA is not set: data"
+    if (folder / "grid_lips" / "words.csv").is_file():
+        return [Finding("ok", "corpora", f"grid_lips in {folder} ({named})")]
+    build = f"avssl data grid ARCHIVES --out {folder / 'grid_lips'}, and set AVSSL_DATA={folder.resolve()}"
+    return [Finding("note", "corpora", f"no grid_lips in {folder} ({named}); the playground needs none", build)]

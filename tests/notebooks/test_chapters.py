@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from avssl.notebooks import clean, execute_chapter, read_script, source_hash, st
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE_S = 75.0  # for two cores of their own
+SMOKE_BYTES = 2 * 2**30
 LIMIT_S = 4 * SMOKE_S  # the rest of the suite runs beside it
 RUNNING = [chapter for chapter in load_manifest(ROOT / "book.yml").chapters if chapter.runs]
 chapters = pytest.mark.parametrize("chapter", RUNNING, ids=lambda chapter: chapter.name)
@@ -74,6 +76,8 @@ def test_nbval_at_smoke(chapter: Chapter) -> None:
     print(f"{chapter.name}: {wall_s:.0f} s, {cpu_s:.0f} s of processor time")
     # Two cores of their own have twice this much processor time in 75 s; wall time here is shared with other tests.
     assert cpu_s < 2 * SMOKE_S
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # of any process that has ended
+    assert largest < SMOKE_BYTES, f"a process of a chapter at smoke took {largest / 2**30:.2f} GiB"
 
 
 def test_nbval_here_sees_changed_outputs_and_errors(tmp_path: Path) -> None:

@@ -169,11 +169,15 @@ def test_dry_run_measures_and_projects(gdt: ModuleType, tiny: object) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", ["full-kinetics400", "full-audioset"])
 def test_dry_run_of_the_papers_run(gdt: ModuleType, budget: str) -> None:
-    """Every value of the file but the crop, which is smaller here so that the networks of full size take seconds."""
-    values = read_budget(CHAPTER, budget) | {"crop": 32, "decode_size": 40, "num_frames": 8, "device": "cpu"}
+    """Every value of the file but the window and its precision, so that the networks of full size take seconds.
+
+    (float32: for spectrograms this short, oneDNN's bfloat16 convolution reads memory that nobody wrote.)
+    """
+    smaller = {"crop": 32, "decode_size": 40, "num_frames": 8, "precision": "float32", "device": "cpu"}
+    values = read_budget(CHAPTER, budget) | smaller
     report = gdt.dry_run(gdt.make_config(**values))
     assert report["parameters"] == 36_988_637
-    assert report["network input, sound"].startswith("(2, 1, 40, ")
+    assert report["network input, sound"].startswith("(2, 1, 40, 26)")
     hours, memory = (float(x) for x in re.findall(r"([\d.]+) h .*?([\d.]+) GiB", report["projection"])[0])
     assert hours > 100 and memory > 1  # on one CPU
 

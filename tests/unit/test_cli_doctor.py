@@ -124,3 +124,13 @@ def test_a_cache_that_cannot_be_written_blocks(monkeypatch: pytest.MonkeyPatch, 
     finding = only(doctor.check_cache())
     assert finding.level == "blocks"
     assert "AVSSL_CACHE" in finding.do
+
+
+def test_it_says_where_corpora_are_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AVSSL_DATA", str(tmp_path))
+    (finding,) = doctor.check_data()
+    assert finding.level == "note" and str(tmp_path / "grid_lips") in finding.do
+    (tmp_path / "grid_lips").mkdir()
+    (tmp_path / "grid_lips" / "words.csv").touch()
+    (finding,) = doctor.check_data()
+    assert finding.level == "ok" and str(tmp_path) in finding.found
