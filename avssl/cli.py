@@ -38,8 +38,8 @@ def list_chapters(book: BookOption = None) -> None:
     for heading, fixed in (("part", True), ("chapter", True), ("paper", False), ("state", True), ("budgets", False)):
         table.add_column(heading, no_wrap=fixed)
     for chapter in manifest.chapters:
-        state = "runs" if chapter.runs else "planned"
-        budgets = costs(chapter.budgets, separator="\n") if chapter.runs else ""
+        state = chapter.state if chapter.runnable else "planned"
+        budgets = costs(chapter.budgets, separator="\n") if chapter.runnable else ""
         table.add_row(chapter.part, chapter.name, escape(f"{chapter.paper} ({chapter.venue})"), state, budgets or "–")
     console.print(table)
     console.print("Run one with: avssl run NAME --budget smoke")

@@ -16,7 +16,7 @@ import yaml
 from avssl.errors import UsageError, unknown
 
 BOOK = "book.yml"
-STATES = ("runs", "planned")
+STATES = ("runs", "draft", "planned")  # a draft runs, but its claims are not recorded and no notebook is committed
 NOT_BUDGETS = ("claims",)  # the other YAML file of a chapter's folder
 
 
@@ -55,8 +55,13 @@ class Chapter:
 
     @property
     def runs(self) -> bool:
-        """Whether the chapter can be run today."""
+        """Whether the chapter is whole: script, notebook, measured budgets."""
         return self.state == "runs" and self.script.is_file()
+
+    @property
+    def runnable(self) -> bool:
+        """Whether the chapter can be run today, be it as a draft."""
+        return self.runs or (self.state == "draft" and self.script.is_file())
 
     def budget_names(self) -> list[str]:
         """Budgets that have a YAML file in the chapter's folder, smallest first where the names are known."""
@@ -97,8 +102,8 @@ class Manifest:
     def runnable(self, name: str) -> Chapter:
         """The chapter called ``name``, if it can be run today."""
         chapter = self.chapter(name)
-        if not chapter.runs:
-            ready = ", ".join(c.name for c in self.chapters if c.runs) or "none yet"
+        if not chapter.runnable:
+            ready = ", ".join(c.name for c in self.chapters if c.runnable) or "none yet"
             raise UsageError(
                 f"chapter {name!r} is planned: {chapter.script} does not exist yet. Chapters that run: {ready}."
             )

@@ -22,8 +22,8 @@ HERE = Path(__file__).resolve().parent
 CHAPTERS_PAGE = """\
 # The chapters
 
-Thirteen papers in six parts. A chapter *runs* when its notebook is committed with its outputs; the others are planned,
-in this order. Minutes are for the hardware named beside them.
+Thirteen papers in six parts. A chapter *runs* when its notebook is committed with its outputs; a *draft* can be run,
+but its claims are not recorded; the others are planned, in this order. Minutes are for the hardware named beside them.
 """
 
 # What a browser would fetch by itself. Links that a reader clicks may lead anywhere.
@@ -79,9 +79,10 @@ def chapters_page(manifest: Manifest) -> str:
             there = chapter.notebook.is_file()
             target = chapter.notebook.relative_to(manifest.root).with_suffix("")
             title = f"{{doc}}`{chapter.title} <{target}>`" if there else chapter.title
-            state = f"Runs: {costs(chapter.budgets)}." if chapter.state == "runs" else "Planned."
+            state = {"runs": f"Runs: {costs(chapter.budgets)}.", "draft": "A draft: it runs, nothing is recorded yet."}
             lines.append(
-                f"**{title}** (`{chapter.name}`)\n: [{chapter.paper}]({chapter.url}), {chapter.venue}.\n  {state}\n"
+                f"**{title}** (`{chapter.name}`)\n: [{chapter.paper}]({chapter.url}), {chapter.venue}.\n  "
+                f"{state.get(chapter.state, 'Planned.')}\n"
             )
     return "\n".join(lines)
 

@@ -110,6 +110,12 @@ def test_budgets_of_the_manifest_and_files_of_the_chapter_agree(manifest: Manife
         assert minutes["smoke"] <= 1.25
         assert minutes["small"] <= 40
         assert minutes["record"] <= 360
+    for chapter in (chapter for chapter in manifest.chapters if chapter.state == "draft"):
+        assert [budget.name for budget in chapter.budgets] == ["smoke"], f"{chapter.name}: only smoke has been measured"
+        parameters = declared(read_script(chapter.script))
+        for name in chapter.budget_names():
+            read_budget(chapter.budget_file(name), parameters)
+        assert not chapter.notebook.is_file()
     for chapter in (chapter for chapter in manifest.chapters if chapter.state == "planned"):
         assert chapter.budgets == (), f"{chapter.name} is planned: nobody has measured its budgets"
         assert not chapter.script.is_file()
