@@ -100,7 +100,12 @@ def paper_and_ours(
         groups: titles over runs of neighbouring arms (``("within-modal", ["a", "b"])``), hatched alike.
         names: what to call an arm.
         chance: of our metric.
+
+    Raises:
+        ValueError: no arms of ours.
     """
+    if not ours:
+        raise ValueError("nothing of ours to draw: ours is empty")
     arms = [arm for _, members in groups for arm in members if arm in ours] or list(ours)
     styles = {arm: bar_style(number) for number, (_, members) in enumerate(groups) for arm in members}
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(WIDTH, 4.2))

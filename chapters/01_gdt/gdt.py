@@ -1007,7 +1007,10 @@ for ledger in ledgers:
     cells = reporting.cells_frame(ledger).query("corpus == 'playground' and metric == 'event_sight'")
     ours = {arm: 100 * part["value"].to_numpy() for arm, part in cells.groupby("arm") if arm in losses.HYPOTHESES}
     paper = {arm: losses.HYPOTHESES[arm].hmdb_accuracy for arm in ours}
-    figures.paper_and_ours(paper, ours, paper_label="HMDB-51 accuracy, % (paper)", our_label="event probe, % (ours)")
+    if ours:
+        figures.paper_and_ours(
+            paper, ours, paper_label="HMDB-51 accuracy, % (paper)", our_label="event probe, % (ours)"
+        )
 
 # %% [markdown]
 # ## On real video

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -96,3 +97,34 @@ def test_nbval_here_sees_changed_outputs_and_errors(tmp_path: Path) -> None:
     toy.script.write_text(toy.script.read_text() + '\n# %%\nraise ValueError("stop here")\n')
     write_notebook(toy, clean(read_script(toy.script), source=source_hash(toy)))
     assert "stop here" in nbval(toy.notebook, cwd=toy.folder).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT_S + 60)
+def test_a_chapter_on_a_folder_of_real_clips(real_data: Path, tmp_path: Path) -> None:
+    """The whole notebook by the command line, on files of many shapes and codecs and one that is no video."""
+    folder = tmp_path / "my clips"
+    folder.mkdir()
+    files = sorted((real_data / "av_events").rglob("*.mp4"))[::5][:12]
+    for file in files:
+        shutil.copy(file, folder)
+    (folder / "notes.mp4").write_text("this is no video")
+    command = ["run", "gdt", "--budget", "smoke", "--data", str(folder), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "AVSSL_CACHE": str(tmp_path / "cache"), "OMP_WAIT_POLICY": "PASSIVE"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "avssl", *command],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    figures = json.loads((tmp_path / "run" / "claims.json").read_text())["this run"]
+    assert set(figures) == {"random", "a", "l"}
+    asked = {"time_sensitivity", "sound_from_sight_r1", "sound_from_sight_r5"}  # all that can be asked without a label
+    assert all(set(metrics) == asked for metrics in figures.values())
+    notebook = nbformat.read(next((tmp_path / "run").glob("*.ipynb")), as_version=4)
+    said = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
+    found = re.search(r"(\d+) videos to learn from, (\d+) held out", said)
+    assert found is not None and int(found[1]) + int(found[2]) == len(files)  # all, and not the one that is none

@@ -263,6 +263,8 @@ def test_paper_and_ours_keep_their_own_scales() -> None:
     assert [bar.get_height() for bar in below.patches] == pytest.approx([0.61, 0.51, 0.1])
     assert [label.get_text() for label in below.get_xticklabels()] == ["l", "h", "x"]
     assert above.get_ylim()[0] == below.get_ylim()[0] == 0
+    with pytest.raises(ValueError, match="ours is empty"):
+        figures.paper_and_ours({"l": 1.0}, {}, paper_label="p", our_label="o")
 
 
 def test_learning_curves_have_their_floors() -> None:
