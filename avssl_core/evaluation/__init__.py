@@ -14,6 +14,7 @@ from avssl_core.evaluation.finetune import (
     tensor_batches,
 )
 from avssl_core.evaluation.knn import knn_classify
+from avssl_core.evaluation.multi_view import joint_accuracy, multi_view_scores
 from avssl_core.evaluation.probe import RepeatedProbe, linear_probe, repeated_probe
 from avssl_core.evaluation.retrieval import Recall, cross_modal_recall, pair_similarity, retrieval_recall
 from avssl_core.evaluation.scores import ProbeResult, bootstrap_interval, score_predictions, wilson_interval
@@ -33,8 +34,10 @@ __all__ = [
     "extract_features",
     "few_shot_1nn",
     "finetune",
+    "joint_accuracy",
     "knn_classify",
     "linear_probe",
+    "multi_view_scores",
     "pair_similarity",
     "predict_videos",
     "repeat_epochs",

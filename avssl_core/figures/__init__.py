@@ -1,5 +1,6 @@
 """Figures that several chapters draw, in one style: labelled axes with units, readable without colour."""
 
+from avssl_core.figures.attention import attention_tubes, curves_with_bands
 from avssl_core.figures.clips import contact_sheet, filmstrip, sight_and_sound, spectrogram, waveform
 from avssl_core.figures.compressed import (
     cell_shares,
@@ -25,10 +26,12 @@ from avssl_core.figures.style import COLOURS, bar_style, figure_of, line_style, 
 __all__ = [
     "COLOURS",
     "arms_over_seeds",
+    "attention_tubes",
     "bar_style",
     "cell_shares",
     "claims_plot",
     "contact_sheet",
+    "curves_with_bands",
     "embedding_scatter",
     "figure_of",
     "filmstrip",

@@ -12,6 +12,7 @@ from avssl_core.transforms.compressed import (
     normalise_pictures,
     normalise_residual,
 )
+from avssl_core.transforms.rand_augment import RandAugment
 from avssl_core.transforms.randomness import generator_for, mix
 from avssl_core.transforms.stream_turns import quarter_turns, reverse_order
 from avssl_core.transforms.temporal import TimeReversal, TimeShift, modality_split, time_reverse
@@ -24,6 +25,7 @@ __all__ = [
     "CropDraw",
     "GaussianBlur",
     "LogMelSpectrogram",
+    "RandAugment",
     "SpecAugment",
     "TimeReversal",
     "TimeShift",
