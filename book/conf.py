@@ -17,6 +17,7 @@ external_toc_path = "_toc.yml"  # book.yml, put beside the pages by build.py
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # tables of claims among the outputs
 nb_ipywidgets_js = {}  # these come from a CDN; no chapter uses widgets
 nb_merge_streams = True
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath", "deflist"]

@@ -26,6 +26,7 @@ CLAIM_COLUMNS = (
     "verdict",
     "control",
 )
+_VERDICT_COLUMNS = ("statement", "verdict", "effect", "95 % interval", "seeds", "metric", "paper", "control")
 _STYLES = {REPRODUCED: "green", NOT_REPRODUCED: "red"}
 
 
@@ -83,7 +84,7 @@ def listed_claims(ledgers: Ledger | Iterable[Ledger]) -> list[tuple[Ledger, Clai
 
 
 def verdicts_text(ledgers: Ledger | Iterable[Ledger], *, corpus: str) -> str:
-    """The claims about one corpus as Markdown tables, one a ledger: the paper's figure, ours, and the control.
+    """The claims about one corpus as Markdown tables: one a ledger with what it decided, one of what nobody has run.
 
     Args:
         ledgers: one, or several (budgets, devices).
@@ -92,21 +93,23 @@ def verdicts_text(ledgers: Ledger | Iterable[Ledger], *, corpus: str) -> str:
     Returns:
         Nothing where nothing was recorded.
     """
-    shown = ["statement", "paper", "metric", "effect", "95 % interval", "seeds", "verdict", "control"]
     every = [ledgers] if isinstance(ledgers, Ledger) else list(ledgers)
     table = claims_table(every, corpus=corpus)
     texts = []
     for ledger in every:
-        part = table[table["budget"] == f"{ledger.budget}-{ledger.device}"]
+        part = table[(table["budget"] == f"{ledger.budget}-{ledger.device}") & (table["seeds"] > 0)]
         if len(part):
-            texts.append(f"{_recorded_on(ledger, corpus)}\n\n{to_markdown(part[shown])}")
+            texts.append(f"{_recorded_on(ledger, corpus)}\n\n{to_markdown(part[list(_VERDICT_COLUMNS)])}")
+    waiting = table.loc[table["seeds"] == 0, ["statement", "ordering", "metric", "paper"]]
+    if len(waiting):
+        texts.append(f"Not recorded yet:\n\n{to_markdown(waiting)}")
     return "\n\n".join(texts)
 
 
 def _recorded_on(ledger: Ledger, corpus: str) -> str:
     """Where the cells were computed: figures of different kinds of device never meet in one claim."""
     where = dict.fromkeys(cell.hardware for cell in ledger.cells if cell.corpus == corpus and cell.hardware)
-    return f"Recorded on {' and '.join(where) or 'nothing yet'} (`{ledger.budget}`, {ledger.device}):"
+    return f"Recorded on {' and '.join(where) or 'unnamed hardware'} (`{ledger.budget}`, {ledger.device}):"
 
 
 def shortfalls(ledgers: Ledger | Iterable[Ledger]) -> str:

@@ -345,7 +345,9 @@ def test_tables(ledger: Ledger) -> None:
     text = verdicts_text(ledger, corpus="playground")
     lines = text.splitlines()
     assert len(lines) == 5 and "+0.100" in lines[4] and verdicts_text([], corpus="playground") == ""
-    assert lines[0] == "Recorded on nothing yet (`record`, cpu):"  # these cells do not say what they ran on
+    assert lines[0] == "Recorded on unnamed hardware (`record`, cpu):"  # these cells do not say what they ran on
+    waiting = verdicts_text(replace(ledger, claims=(replace(ledger.claim("mix"), n_seeds=0),)), corpus="playground")
+    assert waiting.startswith("Not recorded yet:") and "undecided" not in waiting
 
 
 def test_a_claim_recorded_on_one_device_is_not_missing_on_another(ledger: Ledger) -> None:
