@@ -68,6 +68,7 @@ from torch.utils.data import Dataset
 from avssl_core import data as avdata
 from avssl_core import encoders, evaluation, figures, reporting, training, transforms
 from avssl_core.encoders.trajectory_tokens import ApproximateTokens, exact_tokens
+from avssl_core.encoders.tubelets import tile_positions
 from data_prep.playground import Trajectories, build_playground
 from data_prep.playground.recipes.trajectories import REVERSED, TRIPS, target_boxes
 
@@ -112,13 +113,16 @@ depth: int = 2  # blocks; the paper: 12
 heads: int = 2  # of each attention; the paper: 12
 pool: str = "mean"  # what is classified: the "mean" of the tokens, or the "class" token, as in the paper
 position: str = "separate"  # encodings of place and time learnt apart ("separate") or as one table ("joint")
-position_std: float = 0.5  # of their initial values; the paper: 0.02 for places, 0 for times, on pre-trained weights
+position_std: float = 1.0  # of their initial values; the paper: 0.02 for places, 0 for times, on pre-trained weights
 drop_path: float = 0.0  # stochastic depth at the last block; the paper: 0.2
-init: str = ""  # weights of an image ViT to start from (a file with timm's names); "": random
+init: str = ""  # weights of an image ViT to start from (a file with timm's names); "": those of the next line
+image_steps: int = (
+    800  # steps in which an image transformer learns from single frames, to start from; 0: random weights
+)
 prototypes: int = 16  # of Orthoformer and Nyström, random features of the Performer; the paper: 128, and 256 features
 batch: int = 32  # clips a step, over all processes; the paper: 128 or 256
 steps: int = 800  # optimiser steps of a network
-lr: float = 1e-3  # peak learning rate; the paper: 1e-4 with pre-trained weights
+lr: float = 3e-3  # peak learning rate; the paper: 1e-4 with pre-trained weights
 weight_decay: float = 5e-2  # of all parameters, as in the release
 warmup_steps: int = 80  # linear warm-up; the paper: none
 schedule: str = "cosine"  # after it: "cosine", "constant", or "multistep" as in the paper
@@ -173,13 +177,14 @@ class MotionformerConfig:
     heads: int = 2
     pool: str = "mean"
     position: str = "separate"
-    position_std: float = 0.5
+    position_std: float = 1.0
     drop_path: float = 0.0
     init: str = ""
+    image_steps: int = 800
     prototypes: int = 16
     batch: int = 32
     steps: int = 800
-    lr: float = 1e-3
+    lr: float = 3e-3
     weight_decay: float = 5e-2
     warmup_steps: int = 80
     schedule: str = "cosine"
@@ -517,35 +522,35 @@ class Track:
     on: Tensor
 
 
-def read_boxes(corpus: avdata.Corpus) -> pd.DataFrame:
-    """The truth beside the clips of a playground of several worlds, under the clips' names there."""
+def read_boxes(corpus: avdata.Corpus, config: MotionformerConfig) -> tuple[Tensor, Tensor]:
+    """The truth beside a playground's clips: boxes of the target and of its house, ``(V, frames, 4)`` each.
+
+    Pixels of the files: top, left, bottom, right.
+    """
     worlds = corpus.index["clip_id"].str.split("/").str[0].unique()
     tables = [pd.read_parquet(corpus.root / name / "boxes.parquet") for name in worlds]
     named = [table.assign(clip_id=f"{name}/" + table["clip_id"]) for name, table in zip(worlds, tables, strict=True)]
-    boxes = pd.concat(named, ignore_index=True)
-    return boxes[boxes["clip_id"].isin(corpus.index["clip_id"])]
+    boxes = pd.concat(named)
+    boxes = boxes[boxes["clip_id"].isin(corpus.index["clip_id"])]
+    order = pd.CategoricalDtype(corpus.index["clip_id"], ordered=True)
+
+    def stacked(table: pd.DataFrame) -> Tensor:
+        ordered = table.assign(clip_id=table["clip_id"].astype(order)).sort_values(["clip_id", "frame"])
+        return torch.tensor(ordered[["y0", "x0", "y1", "x1"]].to_numpy()).reshape(len(corpus), -1, 4)
+
+    return stacked(target_boxes(boxes)), stacked(boxes[boxes["actor"] == TRIPS * (1 + config.decoys)])
 
 
 def target_track(corpus: avdata.Corpus, rows: Sequence[int], config: MotionformerConfig) -> Track:
     """Where the target of some clips is, as the middle crop's tokens see it."""
-    part = corpus.select(rows=list(rows))
-    boxes = read_boxes(part)
-    ids = pd.CategoricalDtype(part.index["clip_id"], ordered=True)
-    house = boxes[boxes["actor"] == TRIPS * (1 + config.decoys)]
-    offset = (config.decode_size - config.crop) / 2
-
-    def in_tokens(table: pd.DataFrame) -> Tensor:  # (V, T, frames of a slice, 4): top, left, bottom, right
-        ordered = table.assign(clip_id=table["clip_id"].astype(ids)).sort_values(["clip_id", "frame"])
-        corners = torch.tensor(ordered[["y0", "x0", "y1", "x1"]].to_numpy(), dtype=torch.float32)
-        return ((corners - offset) / config.patch).reshape(len(part), config.slices, config.tubelet, 4)
-
-    target, home = in_tokens(target_boxes(boxes)), in_tokens(house)
+    offset, shown = (config.decode_size - config.crop) / 2, config.tubelet // 2
+    pair = ((box - offset) / config.patch for box in read_boxes(corpus.select(rows=list(rows)), config))
+    target, home = (box.unflatten(1, (config.slices, config.tubelet)) for box in pair)  # (V, T, frames of a slice, 4)
     centre = (target[..., :2] + target[..., 2:]) / 2
     hidden = ((centre > home[..., :2]) & (centre < home[..., 2:])).all(-1)  # (V, T, frames of a slice)
     cell = torch.arange(config.side)
     touched = [(target[..., k, None] < cell + 1) & (target[..., k + 2, None] > cell) for k in (0, 1)]  # (V, T, f, side)
     on = touched[0][..., :, None] & touched[1][..., None, :] & ~hidden[..., None, None]
-    shown = config.tubelet // 2
     return Track(centre[:, :, shown], ~hidden[:, :, shown], on.any(2).flatten(2))
 
 
@@ -654,9 +659,8 @@ for pool in ("class", "mean"):
 # ## The method, from library parts
 #
 # A network of the paper's kind, small. Two things must change with the size. Weights of standard deviation 0.02 suit a
-# width of 768; in a narrow network, left like that, every layer would whisper, and the loss would lie on its plateau
-# for thousands of steps: they are scaled up by the root of the ratio of the widths. And a pre-trained network brings
-# positions as large as its content; ours start random, at `position_std`.
+# width of 768; in a narrow network, left like that, every layer would whisper: they are scaled up by the root of the
+# ratio of the widths. And positions start as large as the content (`position_std`), as those of a trained network are.
 
 
 # %% tags=["define"]
@@ -681,13 +685,12 @@ def build_model(
     options = dict(arm.options)
     if "approx" in options:
         options.setdefault("num_prototypes", config.prototypes)
-    depth = matched_depth(config) if arm.matched else config.depth
     with encoders.seeded_init(seed):
         model = encoders.VideoTransformer(
             {name: len(found) for name, found in classes.items()},
             attention=arm.attention, num_frames=config.slices, img_size=config.crop, patch=config.patch,
-            tubelet=config.tubelet, dim=config.dim, depth=depth, heads=config.heads, position=config.position,
-            pool=config.pool, drop_path=config.drop_path, attention_options=options or None,
+            tubelet=config.tubelet, dim=config.dim, depth=depth_of(arm, config), heads=config.heads,
+            position=config.position, pool=config.pool, drop_path=config.drop_path, attention_options=options or None,
         )  # fmt: skip
         if config.init:
             encoders.init_from_image_vit(model, config.init)
@@ -725,6 +728,11 @@ def matched_depth(config: MotionformerConfig) -> int:
     while macs_of("joint", config, depth) < wanted:
         depth += 1
     return depth
+
+
+def depth_of(arm: Arm, config: MotionformerConfig) -> int:
+    """Blocks of an arm's network."""
+    return matched_depth(config) if arm.matched else config.depth
 
 
 # %%
@@ -797,23 +805,112 @@ def fit_config(config: MotionformerConfig, seed: int) -> training.FitConfig:
 
 
 # %% tags=["define"]
-def train(
-    arm: Arm, config: MotionformerConfig, videos: Videos, seed: int, run: training.World, **fit_options: object
-) -> tuple[encoders.VideoTransformer, training.FitResult]:
-    """Train the network of one arm with all labels."""
-    model = build_model(arm, config, videos.classes, seed)
+def fit_network(
+    model: nn.Module, config: MotionformerConfig, videos: Videos, seed: int, run: training.World, **fit_options: object
+) -> training.FitResult:
+    """Train everything with all labels."""
     count = min(config.batch, len(videos.train)) // run.world_size
     order = avdata.SeededOrder(len(videos.train), count, seed=seed, rank=run.rank, world_size=run.world_size)
-    result = training.fit(
+    return training.fit(
         model,
         avdata.make_loader(videos.train, order, workers=config.workers).batches,
         training_step(config, videos.classes),
         fit_config(config, seed),
         world=run,
-        context={**vars(config), "attention": arm.attention, "options": str(sorted(arm.options.items()))},
         find_unused_parameters=config.pool == "class",
         **fit_options,
     )
+
+
+# %% [markdown]
+# ### Start from pictures, as the paper does
+#
+# The paper's networks start from an image transformer trained on ImageNet. That is no detail: from random weights, a
+# small network of any kind stays at chance in our world for as long as we can wait, since it must find the thing, its
+# place and its course all at once. So each network here starts from an image transformer, too, which has seen single
+# frames of the training videos and learned what a frame can tell: where the target is (at home, or in which direction
+# from it), and its shape. Nothing in it knows an order. (On other videos it learns the videos' own labels.)
+
+
+# %% tags=["define"]
+PLACES = ("home", "upper left", "upper right", "lower left", "lower right")
+
+
+class Frames(Dataset):
+    """Single frames with what can be told of each: the target's place, and its shape unless the house hides it."""
+
+    max_bad_share = 0.0
+
+    def __init__(self, windows: Dataset, shapes: Sequence[int], config: MotionformerConfig) -> None:
+        self.windows, self.shapes, self.fps = windows, shapes, config.film_fps
+        target, house = ((box[..., :2] + box[..., 2:]) / 2 for box in read_boxes(windows.corpus, config))
+        away = target - house  # (V, frames, 2)
+        hidden = (away.abs() < config.radius * config.decode_size).all(-1)  # (V, frames)
+        corner = 1 + 2 * (away[..., 0] > 0) + (away[..., 1] > 0).long()
+        self.places = torch.where(hidden, 0, corner)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> avdata.Item:
+        item = self.windows[key]
+        frame = min(round(float(item["start_s"][0]) * self.fps), self.places.shape[1] - 1)
+        place = int(self.places[item["row"], frame])
+        return item | {"asked_place": place, "asked_shape": int(self.shapes[item["row"]]) if place else -1}
+
+
+# %% tags=["define"]
+def image_network(
+    arm: Arm, config: MotionformerConfig, videos: Videos, seed: int, run: training.World
+) -> encoders.VideoTransformer:
+    """An image transformer as deep as an arm's network, trained on single frames of the videos to learn from."""
+    config = replace(
+        config, num_frames=1, tubelet=1, depth=depth_of(arm, config), position="separate", pool="mean",
+        batch=2 * config.batch, steps=config.image_steps, warmup_steps=config.image_steps // 10,
+    )  # fmt: skip
+    if config.data == "playground":
+        windows = avdata.WindowDataset(videos.corpora[0], window_spec(config), seed=seed, cache=videos.caches[0])
+        classes = {"place": PLACES, "shape": videos.classes["shape"]}
+        frames = replace(videos, train=Frames(windows, videos.train.codes["shape"], config), classes=classes)
+    else:
+        frames = open_videos(config, seed)
+    image = build_model(Arm("joint"), config, frames.classes, seed)
+    fit_network(image, config, frames, seed, run)
+    return image
+
+
+@torch.no_grad()
+def start_from_image(model: encoders.VideoTransformer, image: encoders.VideoTransformer) -> None:
+    """Copy what a picture has: kernel of the cubes, places, and every layer but those of time and of answers."""
+    theirs, own = image.state_dict(), model.state_dict()
+    kernel = theirs["embedding.proj.weight"][:, :, 0]
+    theirs["embedding.proj.weight"] = encoders.inflate_patch_kernel(kernel, model.embedding.tubelet)
+    if model.positions.kind == "joint":
+        theirs["positions.place"] = tile_positions(theirs["positions.place"], model.num_frames)
+    for name, value in own.items():
+        answers = name.startswith(("classifiers", "pre_logits", "positions.time"))
+        if not answers and name in theirs and theirs[name].shape == value.shape:
+            value.copy_(theirs[name])
+
+
+# %% tags=["define"]
+def start(
+    arm: Arm, config: MotionformerConfig, videos: Videos, seed: int, run: training.World
+) -> encoders.VideoTransformer:
+    """The network of an arm before its training: from an image ViT's file, from single frames, or random."""
+    model = build_model(arm, config, videos.classes, seed)
+    if config.image_steps and not config.init:
+        start_from_image(model, image_network(arm, config, videos, seed, run))
+    return model.to(run.device)
+
+
+def train(
+    arm: Arm, config: MotionformerConfig, videos: Videos, seed: int, run: training.World, **fit_options: object
+) -> tuple[encoders.VideoTransformer, training.FitResult]:
+    """Train the network of one arm with all labels."""
+    model = start(arm, config, videos, seed, run)
+    named = {"attention": arm.attention, "options": str(sorted(arm.options.items()))}
+    result = fit_network(model, config, videos, seed, run, context={**vars(config), **named}, **fit_options)
     return model.eval(), result
 
 
@@ -949,7 +1046,8 @@ ARMS: dict[str, Arm] = (
         "released": Arm(options={"value_proj": False}),
         "joint-matched": Arm("joint", matched=True),
         "one-frame": Arm("joint", changes=ONE_FRAME),
-        "untrained": Arm(kind="untrained"),
+        "untrained": Arm(kind="untrained", changes=(("image_steps", 0),)),
+        "image-start": Arm(kind="untrained"),
         "orthoformer": Arm(options={"approx": "orthoformer"}),
         "nystrom": Arm(options={"approx": "nystrom"}),
         "performer": Arm(options={"approx": "performer"}),
@@ -1159,8 +1257,9 @@ scored = {
     name: model for name, model in models.items() if has_maps(ARMS[name], replace(config, **dict(ARMS[name].changes)))
 }
 if config.data == "playground":
-    untrained = build_model(ARMS["untrained"], config, videos.classes, config.seed).to(run.device).eval()
-    follows = {n: score_following(m, videos, config, run) for n, m in {"untrained": untrained, **scored}.items()}
+    scored |= {"image-start": start(ARMS["image-start"], config, videos, config.seed, run).eval()}
+    scored |= {"untrained": build_model(ARMS["untrained"], config, videos.classes, config.seed).to(run.device).eval()}
+    follows = {name: score_following(model, videos, config, run) for name, model in scored.items()}
     display(pd.DataFrame(follows).T.round(2))
 
 # %% [markdown]
@@ -1194,8 +1293,8 @@ def tubes(
 
 
 # %%
-if config.data == "playground" and scored:
-    tubes({"untrained": untrained, **scored}, follows, videos, config, run)
+if config.data == "playground":
+    tubes(scored, follows, videos, config, run)
 
 # %% [markdown]
 # ## Fewer keys: Orthoformer and its rivals
@@ -1424,8 +1523,7 @@ def run_cell(arm: str, seed: int, config: MotionformerConfig) -> dict[str, float
         return layer_cost(recipe.attention, config, seed, run)
     videos = open_videos(config, seed)
     if recipe.kind == "untrained":
-        model = build_model(recipe, config, videos.classes, seed).to(run.device).eval()
-        return score_following(model, videos, config, run)
+        return score_following(start(recipe, config, videos, seed, run).eval(), videos, config, run)
     model, fitted = train(recipe, config, videos, seed, run)
     metrics = accuracies(model, videos, config, run)
     if has_maps(recipe, config):
@@ -1640,7 +1738,7 @@ def dry_run(config: MotionformerConfig) -> dict[str, object]:
     check_values(config)
     made = {"data": "playground", "clips": 12, "spreads": "0.26", "phases": "1", "film_fps": config.fps}
     made |= {"seconds": max(2.0, config.num_frames / config.fps), "schedule": "constant", "warmup_steps": 0}
-    made |= {"init": "", "workers": 0, "cache": False}
+    made |= {"init": "", "image_steps": 0, "workers": 0, "cache": False}
     tiny = replace(config, **made)
     run = training.join(None if config.device == "auto" or not torch.cuda.is_available() else config.device)
     videos = open_videos(tiny, 0)
