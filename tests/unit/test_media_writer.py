@@ -144,14 +144,31 @@ def test_a_written_file_is_readable_by_others(tmp_path: Path) -> None:
     assert (tmp_path / "clip.mp4").stat().st_mode == plain.stat().st_mode
 
 
-def test_a_playground_clip_takes_less_than_40_ms_of_one_core(tmp_path: Path) -> None:
+def encode_plainly(path: Path, frames: np.ndarray, sound: np.ndarray) -> None:
+    """The shortest PyAV loop that stores the same pictures and sound: no checks, no atomic rename, no fixed bytes."""
+    with av.open(str(path), "w") as out:
+        video, audio = out.add_stream("mpeg4", rate=25), out.add_stream("aac", rate=16_000, layout="mono")
+        video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        audio.codec_context.options = {"aac_coder": "fast"}
+        for picture in frames:
+            out.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        block = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+        block.sample_rate = 16_000
+        for part in av.AudioResampler(format="fltp", layout="mono", rate=16_000, frame_size=1024).resample(block):
+            out.mux(audio.encode(part))
+        out.mux([*video.encode(None), *audio.encode(None)])
+
+
+def test_writing_costs_hardly_more_than_a_plain_encoding_loop(tmp_path: Path) -> None:
+    """A ratio in one run, both interleaved: seconds would judge the machine (`benchmarks/playground_speed.py` has them)."""
     frames, sound = numbered(75, height=96, width=96), tone(3.0, rate=16_000)[0]
-    taken = []
-    for index in range(7):
-        start = time.process_time()  # time of this process: other work on the machine does not count
-        write_clip(tmp_path / f"{index}.mp4", frames, sound)
-        taken.append(time.process_time() - start)
-    assert min(taken) < 0.040  # the least disturbed: two threads of one core slow each other, and both clocks go on
+    taken: dict[str, list[float]] = {"ours": [], "plain": []}
+    for index in range(9):
+        for name, write in (("ours", write_clip), ("plain", encode_plainly)):
+            start = time.process_time()
+            write(tmp_path / f"{name}{index}.mp4", frames, sound)
+            taken[name].append(time.process_time() - start)
+    assert min(taken["ours"]) < 1.5 * min(taken["plain"])  # 1.0 on a quiet machine; libav's default AAC coder makes it 2
 
 
 @pytest.mark.parametrize("quantiser", [1, 2, 3, 8, 31])
