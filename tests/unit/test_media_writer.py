@@ -160,7 +160,7 @@ def encode_plainly(path: Path, frames: np.ndarray, sound: np.ndarray) -> None:
 
 
 def test_writing_costs_hardly_more_than_a_plain_encoding_loop(tmp_path: Path) -> None:
-    """A ratio in one run, both interleaved: seconds would judge the machine (`benchmarks/playground_speed.py` has them)."""
+    """A ratio, both interleaved: seconds would judge the machine, and `benchmarks/playground_speed.py` has them."""
     frames, sound = numbered(75, height=96, width=96), tone(3.0, rate=16_000)[0]
     taken: dict[str, list[float]] = {"ours": [], "plain": []}
     for index in range(9):
@@ -168,7 +168,7 @@ def test_writing_costs_hardly_more_than_a_plain_encoding_loop(tmp_path: Path) ->
             start = time.process_time()
             write(tmp_path / f"{name}{index}.mp4", frames, sound)
             taken[name].append(time.process_time() - start)
-    assert min(taken["ours"]) < 1.5 * min(taken["plain"])  # 1.0 on a quiet machine; libav's default AAC coder makes it 2
+    assert min(taken["ours"]) < 1.5 * min(taken["plain"])  # about 1.0; with the default AAC coder 2.0
 
 
 @pytest.mark.parametrize("quantiser", [1, 2, 3, 8, 31])
