@@ -101,10 +101,10 @@ def show_measured(measured: dict[str, Any]) -> None:
 
 def show_outcome(outcome: Outcome) -> None:
     """The end of a run: the claims table and the paths of what was written."""
-    from avssl_core.reporting import duration, to_rich
+    from avssl_core.reporting import claims_for_terminal, duration
 
     if outcome.claims:
-        console.print(to_rich(claims_frame(outcome.claims)))
+        console.print(claims_for_terminal(claims_frame(outcome.claims), width=console.width))
     else:
         console.print("No claims are recorded yet: `avssl record` runs their cells.")
     console.print(f"finished in {duration(outcome.wall_s)}")

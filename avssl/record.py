@@ -27,10 +27,10 @@ from avssl.recording_status import Key, Plan, Status, make_plan, read_status, re
 from avssl_core.reporting import (
     CellRecord,
     Ledger,
+    claims_for_terminal,
     claims_table,
     commit,
     duration,
-    to_rich,
 )
 from avssl_core.reporting.environment import git
 
@@ -217,8 +217,7 @@ def _print_end(console: Console, plan: Plan, after: Status, failures: list[Failu
     if not after.done:
         return
     frame = claims_table(Ledger.read(plan.ledger))
-    columns = ["claim", "corpus", "ordering", "metric", "effect", "95 % interval", "seeds", "verdict"]
-    console.print(to_rich(frame[columns], title=after.line()))
+    console.print(claims_for_terminal(frame, width=console.width, title=after.line()))
     if failures:
         _say(console, f"[red]{len(failures)} cells failed; logs: {', '.join(escape(str(f.log)) for f in failures)}[/]")
     _say(console, f"ledger: {escape(str(plan.ledger))}")

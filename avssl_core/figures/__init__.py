@@ -12,10 +12,10 @@ from avssl_core.figures.compressed import (
     residual_picture,
 )
 from avssl_core.figures.ledgers import claims_plot, recorded_arms
-from avssl_core.figures.relations import pull_push, relation_matrices, roles_of, sampling_tree
+from avssl_core.figures.maps import embedding_scatter, feature_maps
+from avssl_core.figures.relations import pull_push, relation_grid, relation_matrices, roles_of, sampling_tree
 from avssl_core.figures.seeds import (
     arms_over_seeds,
-    embedding_scatter,
     learning_curves,
     paper_and_ours,
     sensitivity_histogram,
@@ -33,6 +33,7 @@ __all__ = [
     "contact_sheet",
     "curves_with_bands",
     "embedding_scatter",
+    "feature_maps",
     "figure_of",
     "filmstrip",
     "group_of_pictures",
@@ -46,6 +47,7 @@ __all__ = [
     "pyramid_labels",
     "recorded_arms",
     "reference_line",
+    "relation_grid",
     "relation_matrices",
     "residual_picture",
     "roles_of",

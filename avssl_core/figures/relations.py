@@ -6,7 +6,7 @@ the pictures cannot disagree with the loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -86,6 +86,32 @@ def relation_matrices(
         axes[0].set_ylabel("")
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
+    return figure
+
+
+def relation_grid(rows: Mapping[str, tuple[Tensor, Tensor]], *, columns: int = 3) -> Figure:
+    """What each hypothesis pulls together and what it pushes apart, a panel each (GDT, Table 1).
+
+    Dark: pulled (c·w = 1); light: pushed apart (w = 1, c = 0); white: takes no part.
+
+    Args:
+        rows: name → (c, w), 0/1 or bool, ``(B, B)`` each.
+        columns: panels side by side.
+
+    Raises:
+        ValueError: a pair of matrices is not square or not alike.
+    """
+    count = -(-len(rows) // columns)
+    figure, axes = plt.subplots(count, columns, figsize=(WIDTH, WIDTH / columns * count + 0.3), squeeze=False)
+    for ax in axes.flat[len(rows) :]:
+        ax.set_visible(False)
+    for ax, (name, (contrast, weight)) in zip(axes.flat, rows.items(), strict=False):
+        roles_of(contrast, weight, 0)  # checks the shapes
+        pulled, admitted = (each.detach().cpu().numpy().astype(int) for each in (contrast * weight, weight))
+        ax.imshow(admitted + pulled, cmap=ListedColormap(["#FFFFFF", "#D4D4D4", BLUE]), vmin=0, vmax=2)
+        ax.set(xticks=[], yticks=[], xlabel="$T'$", ylabel="$T$")
+        ax.set_title(f"{name}: {pulled.sum()} of {admitted.sum()}", fontsize="small")
+        ax.grid(False)
     return figure
 
 

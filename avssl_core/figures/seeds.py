@@ -255,36 +255,6 @@ def variance_plot(
     return ax
 
 
-def embedding_scatter(points: np.ndarray, groups: Sequence[object], *, title: str = "", ax: Axes | None = None) -> Axes:
-    """Samples in a plane (PCA, t-SNE), one colour and marker a group; the axes have no unit.
-
-    Args:
-        points: ``(N, 2)``.
-        groups: one a point, e.g. the video it is from.
-        title: above the plot.
-        ax: where to draw.
-    """
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) != len(groups):
-        raise ValueError(f"expected (N, 2) points and N groups, got {points.shape} and {len(groups)}")
-    ax = axes_of(ax, width=3.6, height=3.4)
-    for number, group in enumerate(dict.fromkeys(groups)):
-        chosen = np.array([each == group for each in groups])
-        # colour turns over faster than marker: up to 64 groups differ in one or the other
-        marker = MARKERS[number // len(COLOURS) % len(MARKERS)]
-        ax.scatter(
-            points[chosen, 0],
-            points[chosen, 1],
-            s=22,
-            color=COLOURS[number % len(COLOURS)],
-            marker=marker,
-            edgecolor="white",
-            linewidth=0.4,
-        )
-    ax.set(xticks=[], yticks=[], title=title, xlabel="first axis", ylabel="second axis")
-    ax.grid(False)
-    return ax
-
-
 def interval_bar(ax: Axes, values: Sequence[float] | pd.Series, place: float) -> None:
     """Mean and t interval as a horizontal bar with a diamond; nothing without values, the diamond alone with one."""
     numbers = [float(value) for value in values]

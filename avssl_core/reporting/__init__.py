@@ -19,6 +19,7 @@ from avssl_core.reporting.parameters import build_config, chapter_dir, notebook_
 from avssl_core.reporting.tables import (
     arms_table,
     cells_frame,
+    claims_for_terminal,
     claims_table,
     listed_claims,
     shortfalls,
@@ -48,6 +49,7 @@ __all__ = [
     "build_config",
     "cells_frame",
     "chapter_dir",
+    "claims_for_terminal",
     "claims_table",
     "code_hash",
     "commit",

@@ -27,6 +27,10 @@ CLAIM_COLUMNS = (
     "control",
 )
 _VERDICT_COLUMNS = ("statement", "verdict", "effect", "95 % interval", "seeds", "metric", "paper", "control")
+NOT_RECORDED = "not recorded yet"  # stands where a verdict will, as long as no seed was run
+_NARROW_COLUMNS = ("claim", "effect", "95 % interval", "seeds", "verdict")  # fit into a terminal of 80 columns
+_WIDE_COLUMNS = ("claim", "corpus", "ordering", "metric", "effect", "95 % interval", "seeds", "verdict")
+_WIDE = 130  # columns of a terminal
 _STYLES = {REPRODUCED: "green", NOT_REPRODUCED: "red"}
 
 
@@ -41,7 +45,7 @@ def claims_table(
         extended: keep claims marked so.
 
     Returns:
-        A frame with ``CLAIM_COLUMNS``, playground before real corpora.
+        A frame with ``CLAIM_COLUMNS``, playground before real corpora, in each what was recorded first.
     """
     rows = [
         {
@@ -55,14 +59,15 @@ def claims_table(
             "effect": _signed(claim.effect),
             "95 % interval": interval_text(claim.ci),
             "seeds": claim.n_seeds,
-            "verdict": claim.verdict,
+            "verdict": claim.verdict if claim.n_seeds else NOT_RECORDED,
             "control": _control_text(claim.control),
         }
         for ledger, claim in listed_claims(ledgers)
         if (corpus is None or claim.corpus == corpus) and (extended or not claim.extended)
     ]
     frame = pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
-    return frame.sort_values("corpus", key=lambda c: c != "playground", kind="stable").reset_index(drop=True)
+    last = pd.DataFrame({"real": frame["corpus"] != "playground", "waiting": frame["seeds"] == 0})
+    return frame.loc[last.sort_values(["real", "waiting"], kind="stable").index].reset_index(drop=True)
 
 
 def listed_claims(ledgers: Ledger | Iterable[Ledger]) -> list[tuple[Ledger, ClaimResult]]:
@@ -179,11 +184,29 @@ def to_markdown(frame: pd.DataFrame, *, digits: int = 3) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [escaped[0], rule, *escaped[1:]])
 
 
+def claims_for_terminal(table: pd.DataFrame, *, width: int, title: str | None = None) -> Table:
+    """The claims table in what a terminal of ``width`` columns can show; statements are read in the notebook.
+
+    Args:
+        table: as ``claims_table`` returns it; one without the column ``claim`` is shown whole.
+        width: columns of the terminal.
+        title: above the table.
+    """
+    chosen = [name for name in (_WIDE_COLUMNS if width >= _WIDE else _NARROW_COLUMNS) if name in table]
+    return to_rich(table[chosen] if "claim" in chosen else table, title=title)
+
+
 def to_rich(frame: pd.DataFrame, *, title: str | None = None, digits: int = 3) -> Table:
-    """A frame as a table for the terminal; verdicts are coloured as well as written."""
+    """A frame as a table for the terminal; verdicts are coloured as well as written, numbers never broken."""
     table = Table(title=title, show_lines=False)
     for name in frame.columns:
-        table.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left")
+        number = pd.api.types.is_numeric_dtype(frame[name])
+        table.add_column(
+            str(name),
+            justify="right" if number else "left",
+            no_wrap=number or name in ("effect", "95 % interval"),
+            overflow="fold",
+        )
     for row in frame.itertuples(index=False):
         texts = [_text(value, digits) for value in row]
         table.add_row(*(f"[{_STYLES[t]}]{t}[/]" if t in _STYLES else escape(t) for t in texts))

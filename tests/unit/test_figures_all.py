@@ -177,6 +177,18 @@ def test_pull_push_draws_one_arrow_a_partner() -> None:
     assert (styles.count("-"), styles.count("--")) == (1, 3)
 
 
+def test_relation_grid_shades_what_is_pulled_and_what_is_pushed() -> None:
+    figure = figures.relation_grid({row: relations(row, 3)[2:] for row in "ehlm"}, columns=3)
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title(loc="left") for ax in shown] == ["e: 6 of 18", "h: 96 of 288", "l: 48 of 288", "m: 24 of 288"]
+    _, _, contrast, weight = relations("l", 3)
+    shades = np.asarray(shown[2].images[0].get_array())
+    assert ((shades == 2) == (contrast * weight).numpy().astype(bool)).all()
+    assert ((shades == 0) == ~weight.numpy().astype(bool)).all()
+    with pytest.raises(ValueError, match="square"):
+        figures.relation_grid({"x": (torch.ones(2, 3), torch.ones(2, 3))})
+
+
 def test_roles_refuse_what_is_no_relation() -> None:
     with pytest.raises(ValueError, match="square"):
         figures.roles_of(torch.ones(2, 3), torch.ones(2, 3), 0)
@@ -301,3 +313,18 @@ def test_scatter_tells_groups_apart() -> None:
     assert len(looks) == len(ax.collections) == 20
     with pytest.raises(ValueError, match="N groups"):
         figures.embedding_scatter(np.zeros((3, 3)), [1, 2, 3])
+
+
+def test_feature_maps_show_every_window_twice_a_network() -> None:
+    generator = np.random.default_rng(0)
+    clumps = np.repeat(generator.normal(size=(4, 8)), 5, axis=0)
+    features = {"near": clumps + 0.01 * generator.normal(size=clumps.shape), "far": generator.normal(size=(20, 8))}
+    owners = np.repeat(np.arange(4), 5).tolist()
+    figure = figures.feature_maps(features, owners)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["near PCA", "near t-SNE", "far PCA", "far t-SNE"]
+    drawn = [np.concatenate([np.asarray(each.get_offsets()) for each in ax.collections]) for ax in figure.axes]
+    assert [len(points) for points in drawn] == [20] * 4
+    by_video = drawn[0].reshape(4, 5, 2)  # tight clumps stay tight on the first two axes
+    assert by_video.std(1).max() < 0.1 * by_video.mean(1).std(0).max()
+    with pytest.raises(ValueError, match="at least one and three"):
+        figures.feature_maps({}, owners)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from rich.console import Console
 from scipy import stats
 
 from avssl_core.reporting import (
@@ -21,6 +24,7 @@ from avssl_core.reporting import (
     MissingMetricError,
     arms_table,
     cells_frame,
+    claims_for_terminal,
     claims_table,
     control_outcome,
     judge,
@@ -331,17 +335,29 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["x.json"]
 
 
+def interval_of(frame: pd.DataFrame) -> str:
+    return str(frame.iloc[0]["95 % interval"])
+
+
 def test_tables(ledger: Ledger) -> None:
     frame = claims_table(ledger)
     assert list(frame["claim"]) == ["mix", "real"]  # playground first
     row = frame.iloc[0]
     assert row["effect"] == "+0.100" and row["verdict"] == "reproduced" and row["ordering"] == "l > h"
     assert frame.iloc[1]["effect"] == "–" and frame.iloc[1]["seeds"] == 0
+    assert frame.iloc[1]["verdict"] == "not recorded yet"  # no seed, no verdict
     assert list(claims_table(ledger, corpus="grid")["claim"]) == ["real"]
     markdown = to_markdown(frame).splitlines()
     assert len(markdown) == 4 and "a \\| b &lt;c>" in markdown[2]
     assert all(line.replace("\\|", "").count("|") == markdown[0].count("|") for line in markdown)
     assert to_rich(frame).row_count == 2
+    for width, expected in ((80, "claim effect 95 % interval seeds verdict"), (200, "claim corpus ordering")):
+        console = Console(width=width, file=io.StringIO())
+        console.print(claims_for_terminal(frame, width=width))
+        shown = console.file.getvalue().splitlines()
+        assert expected in " ".join(shown[1].replace("┃", " ").split())
+        assert interval_of(frame) in shown[3]  # numbers are not broken, whatever the width
+    assert claims_for_terminal(frame[["paper"]], width=80).row_count == 2
     text = verdicts_text(ledger, corpus="playground")
     lines = text.splitlines()
     assert len(lines) == 5 and "+0.100" in lines[4] and verdicts_text([], corpus="playground") == ""
