@@ -1,7 +1,7 @@
 """Run a function on several gloo processes of this machine: with a time limit, and with their tracebacks.
 
 A rank that hangs is ended and reported; a rank that raises ends the others. The function must be importable (top level
-of its test module), since the processes are spawned.
+of its test module), since the processes share nothing with the one that starts them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+# Imported once by the server that ranks are forked from: an import of torch and of the library takes seconds a process.
+PRELOADED = ["torch.distributed", "avssl_core.data", "avssl_core.losses", "avssl_core.training", "pytest"]
 
 
 class RankError(AssertionError):
@@ -42,7 +45,7 @@ def run_ranks(
         RankError: a rank raised, died or was still running at the time limit.
     """
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.get_context("spawn")
+        context = forked()
         port = _free_port()
         processes = [
             context.Process(target=_main, args=(function, args, rank, world_size, port, folder, join), daemon=True)
@@ -58,6 +61,17 @@ def run_ranks(
                     process.kill()
                 process.join()
         return [torch.load(Path(folder) / f"result{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+def forked() -> Any:
+    """Start method whose processes are forked from a server that has the imports done and has never run a test.
+
+    A test process has one server, with the environment it had when it first needed one: a test that wants another must
+    set it in the function that it calls. Where the library started it, for a corpus, it holds that one's imports.
+    """
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def _wait(processes: list[Any], timeout_s: float, folder: Path) -> None:

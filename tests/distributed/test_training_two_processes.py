@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-import torch.multiprocessing as mp
+from helpers_distributed import run_ranks
 from torch import Tensor, nn
 
 from avssl_core.collectives import LOCAL, Collectives
@@ -24,30 +22,18 @@ from avssl_core.training import FitConfig, NonFiniteError, Preempted, TorchColle
 Work = Callable[[World, Path], None]
 
 
-def _enter(rank: int, work: Work, folder: Path, port: int) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="localhost")
-    os.environ.update(MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def _enter(rank: int, work: Work, folder: Path) -> None:
     world = join("cpu", timeout_s=60)
+    assert world.rank == rank
     try:
         work(world, folder)
-    except BaseException:
-        (folder / f"error{rank}.txt").write_text(traceback.format_exc())
-        raise
     finally:
         world.leave()
 
 
 def on_two(work: Work, folder: Path) -> None:
-    """Run ``work`` on two ranks; a failure there fails the test with its traceback."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    try:
-        mp.spawn(_enter, args=(work, folder, port), nprocs=2)
-    except Exception as error:
-        told = [path.read_text() for path in sorted(folder.glob("error*.txt"))]
-        raise AssertionError("\n".join(told) or str(error)) from error
+    """Run ``work`` on two ranks that join as under torchrun; a failure there fails the test with its traceback."""
+    run_ranks(_enter, work, folder, join=False)
 
 
 # -- collectives -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A run killed at any moment and started again ends with the same bits; a run asked to leave does so cleanly.
 
-This file is also the program that is killed: ``python test_killed_training.py RUN_DIR key=value …``.
+This file is also the program that is killed: ``python test_killed_training.py RUN_DIR key=value …``. Where only its
+last step counts, it is forked from a server that has the imports done, which take seconds a process.
 """
 
 from __future__ import annotations
@@ -86,17 +87,58 @@ def bits(model: nn.Module, result: FitResult) -> dict[str, Tensor]:
     return {f"{kind}.{name}": value for kind, state in states.items() for name, value in state.items()}
 
 
-Start = Callable[..., "subprocess.Popen[str]"]
+class Forked:
+    """This program forked from a server; the part of :class:`subprocess.Popen` that is used here."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        from helpers_distributed import forked  # not where this file is a program
+
+        context = forked()
+        reader, writer = context.Pipe(duplex=False)
+        self.process = context.Process(target=_program, args=(writer, arguments))
+        self.process.start()
+        writer.close()  # so that reading ends with the process
+        self.stdout = os.fdopen(os.dup(reader.fileno()))
+        reader.close()
+
+    @property
+    def pid(self) -> int:
+        return int(self.process.pid)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, f"still running after {timeout} s"
+        return int(self.process.exitcode)
+
+
+def _program(output: Any, arguments: list[str]) -> None:
+    os.setsid()
+    os.dup2(output.fileno(), 1)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest has its own
+    main(*arguments)
+
+
+Start = Callable[..., Any]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start this program in a process group of its own; whatever a failed test leaves of it is ended."""
-    started = []
+    started: list[Any] = []
 
-    def starter(run_dir: Path, **options: float) -> subprocess.Popen[str]:
-        command = [sys.executable, __file__, str(run_dir), *(f"{name}={value}" for name, value in options.items())]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True))
+    def starter(run_dir: Path, *, fork: bool = False, **options: float) -> Any:
+        arguments = [str(run_dir), *(f"{name}={value}" for name, value in options.items())]
+        if fork:
+            started.append(Forked(arguments))
+        else:
+            command = [sys.executable, __file__, *arguments]
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True))
         return started[-1]
 
     yield starter
@@ -108,7 +150,7 @@ def start() -> Iterator[Start]:
         process.stdout.close()
 
 
-def wait_for(process: subprocess.Popen[str], step: int) -> None:
+def wait_for(process: subprocess.Popen[str] | Forked, step: int) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         if int(line) >= step:
@@ -139,13 +181,13 @@ def test_killed_and_restarted_ends_with_the_same_bits(
     print("killed after steps", stops)  # shown by pytest when the test fails
     for attempt, stop in enumerate(stops):
         # another initialisation each time: whatever the checkpoint forgot would show
-        process = start(folder, accumulate=accumulate, ema=ema, pause_s=0.02, init=attempt)
+        process = start(folder, fork=True, accumulate=accumulate, ema=ema, pause_s=0.02, init=attempt)
         wait_for(process, stop)
         time.sleep(chance.uniform(0, 0.03))
         process.kill()
         process.wait()
         assert not (folder / "final.pt").exists()
-    last = start(folder, accumulate=accumulate, ema=ema, init=9)
+    last = start(folder, fork=True, accumulate=accumulate, ema=ema, init=9)
     assert last.wait(timeout=120) == 0
     assert_same_bits(folder, straight(tmp_path / "straight", accumulate=accumulate, ema=ema))
 
@@ -153,14 +195,14 @@ def test_killed_and_restarted_ends_with_the_same_bits(
 @pytest.mark.parametrize(("name", "workers"), [("SIGTERM", 0), ("SIGUSR1", 2)])
 def test_asked_to_leave_saves_and_exits_with_the_code(start: Start, tmp_path: Path, name: str, workers: int) -> None:
     folder = tmp_path / "preempted"
-    process = start(folder, accumulate=1, ema=0.9, pause_s=0.02, workers=workers, every=0)
+    process = start(folder, fork=workers == 0, accumulate=1, ema=0.9, pause_s=0.02, workers=workers, every=0)
     wait_for(process, 7)
     process.send_signal(getattr(signal, name))
     assert process.wait(timeout=120) == PREEMPTED_EXIT_CODE
     state = load_checkpoint(folder)  # every=0: only the signal can have caused it
     assert state is not None and 7 <= state["step"] < STEPS
     if workers == 0:
-        assert start(folder, accumulate=1, ema=0.9).wait(timeout=120) == 0
+        assert start(folder, fork=True, accumulate=1, ema=0.9).wait(timeout=120) == 0
         assert_same_bits(folder, straight(tmp_path / "straight", accumulate=1, ema=0.9))
 
 

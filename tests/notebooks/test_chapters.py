@@ -116,6 +116,8 @@ def test_a_chapter_on_a_folder_of_real_clips(real_data: Path, tmp_path: Path) ->
         shutil.copy(file, folder)
     (folder / "notes.mp4").write_text("this is no video")
     command = ["run", "gdt", "--budget", "smoke", "--data", str(folder), "--out", str(tmp_path / "run")]
+    small = {"width": 4, "audio_width": 4, "embed_dim": 8, "samples_per_step": 16, "steps": 2, "variance_batches": 2}
+    command += [word for name, value in (small | {"warmup_steps": 0}).items() for word in ("-p", f"{name}={value}")]
     environment = {**os.environ, "AVSSL_CACHE": str(tmp_path / "cache"), "OMP_WAIT_POLICY": "PASSIVE"}
     ran = subprocess.run(
         [sys.executable, "-m", "avssl", *command],

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -13,11 +14,14 @@ import pytest
 import yaml
 from toy_book import HEAD, write_book
 
+from avssl.cli import main
 from avssl.errors import UsageError
 from avssl.manifest import find_book, load_manifest
 from avssl.notebooks import read_script
 from avssl.parameters import Parameter, declared, read_budget, read_overrides
 from avssl.run import ChapterFailed, execute, plan_run, read_claims
+
+Here = Callable[..., tuple[object, str]]
 
 
 def avssl(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -31,6 +35,22 @@ def avssl(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.C
         text=True,
         timeout=120,
     )
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """The command line in this process, in ``tmp_path``: exit code and what it wrote to standard error."""
+    for name in [name for name in os.environ if name.startswith("AVSSL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["avssl", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capfd.readouterr().err
+
+    return call
 
 
 def test_a_run_ends_with_its_claims_and_paths(tmp_path: Path) -> None:
@@ -76,12 +96,14 @@ def test_runs_go_to_the_ignored_folder_beside_the_book(tmp_path: Path) -> None:
         (["data", "inspect", "nowhere"], "no such folder"),
     ],
 )
-def test_mistakes_are_named_before_anything_starts(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_are_named_before_anything_starts(
+    tmp_path: Path, here: Here, arguments: list[str], message: str
+) -> None:
     write_book(tmp_path)
-    ran = avssl(*arguments, cwd=tmp_path)
-    assert ran.returncode == 2
-    assert message in ran.stderr
-    assert "Traceback" not in ran.stderr
+    code, told = here(*arguments)
+    assert code == 2
+    assert message in told
+    assert "Traceback" not in told
     assert not (tmp_path / "runs").exists()
 
 
@@ -138,7 +160,7 @@ raise SystemExit("the notebook itself must not run")
 """
 
 
-def test_a_dry_run_is_the_chapters_own_function_on_its_configuration(tmp_path: Path) -> None:
+def test_a_dry_run_is_the_chapters_own_function_on_its_configuration(tmp_path: Path, here: Here) -> None:
     head = HEAD.replace("dry_run: bool = False", "").replace("dry_run={dry_run}", "")
     write_book(tmp_path, DRY, head=head)
     ran = avssl("run", "toy", "--budget", "full-big", "-p", "rate=0.25", "--dry-run", cwd=tmp_path)
@@ -146,13 +168,13 @@ def test_a_dry_run_is_the_chapters_own_function_on_its_configuration(tmp_path: P
     assert "250.0" in ran.stdout
     assert str(tmp_path / "chapters" / "01_toy") in ran.stdout
     assert "nothing was trained" in ran.stdout
-    refused = avssl("run", "toy", "--budget", "smoke", "-p", "rate=-1", "--dry-run", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "must not be negative" in refused.stderr
+    code, told = here("run", "toy", "--budget", "smoke", "-p", "rate=-1", "--dry-run")
+    assert code == 2
+    assert "must not be negative" in told
     write_book(tmp_path, head=head)
-    without = avssl("run", "toy", "--budget", "smoke", "--dry-run", cwd=tmp_path)
-    assert without.returncode == 2
-    assert "defines no make_config and no dry_run" in without.stderr
+    code, told = here("run", "toy", "--budget", "smoke", "--dry-run")
+    assert code == 2
+    assert "defines no make_config and no dry_run" in told
 
 
 def test_a_failing_cell_ends_the_run_with_its_traceback(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers_distributed import forked
 
 from avssl_core.data import Corpus
 from avssl_core.media import probe, read_all, write_clip
@@ -23,6 +24,7 @@ from data_prep.grid import (
     KINDS,
     GridError,
     Window,
+    build,
     build_grid,
     crop,
     decode_name,
@@ -296,7 +298,10 @@ def test_a_second_build_goes_on_and_adds_speakers(published: Path, tmp_path: Pat
         build_grid([published], out, windows={"s1": Window(0, 0, 112)}, workers=1, progress=False)
 
 
-def test_the_same_bytes_whatever_the_number_of_workers(published: Path, built: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_whatever_the_number_of_workers(
+    published: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "get_context", lambda method: forked())  # spawned workers import for seconds first
     again = build_grid([published], tmp_path / "lips", workers=2, progress=False)
     for path in built.glob("*.mp4"):
         assert (again / path.name).read_bytes() == path.read_bytes()

@@ -9,12 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
 import yaml
 from rich.console import Console
 
+from avssl import cell, cell_processes
 from avssl.cell import checked_metrics
 from avssl.errors import UsageError
 from avssl.record import record_chapter, status
@@ -137,11 +142,62 @@ def toy(tmp_path: Path) -> Toy:
     return Toy(tmp_path)
 
 
+class ForkedCell:
+    """``python -m avssl.cell`` forked from this process; the part of :class:`subprocess.Popen` that is used for it."""
+
+    def __init__(
+        self, command: Sequence[str], *, stdout: BinaryIO, cwd: Path, env: Mapping[str, str], **others: object
+    ) -> None:
+        assert list(command[:3]) == [sys.executable, "-m", "avssl.cell"] and others["start_new_session"] is True
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                os.chdir(cwd)
+                os.environ.clear()
+                os.environ.update(env)
+                for number in (1, 2):
+                    os.dup2(stdout.fileno(), number)
+                sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115 - pytest has its own
+                cell.main(list(command[3:]))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self._collect(os.WNOHANG)
+        return self.returncode
+
+    def wait(self) -> int | None:
+        if self.returncode is None:
+            self._collect(0)
+        return self.returncode
+
+    def _collect(self, options: int) -> None:
+        pid, status = os.waitpid(self.pid, options)
+        if pid:
+            self.returncode = os.waitstatus_to_exitcode(status)
+
+
+@pytest.fixture
+def forked_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells without the seconds that a Python takes to import, for what does not depend on how a cell is started."""
+    stand_in = SimpleNamespace(Popen=ForkedCell, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(cell_processes, "subprocess", stand_in)
+
+
 def git(folder: Path, *arguments: str) -> None:
     names = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     subprocess.run(["git", *names, *arguments], cwd=folder, check=True, capture_output=True)
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_a_whole_recording(toy: Toy) -> None:
     report = toy.record()
     assert report.ok and len(report.ran) == 19 and not report.status.missing
@@ -165,7 +221,9 @@ def test_a_whole_recording(toy: Toy) -> None:
 
 
 def test_a_second_sitting_runs_nothing_and_a_clone_needs_only_the_ledger(toy: Toy) -> None:
+    """With cells as they are started outside tests: processes of their own."""
     toy.record(only="on-real")
+    assert {line.split()[1] for line in (toy.folder / "ran.txt").read_text(encoding="utf-8").splitlines()} == {"1"}
     toy.ran()
     before = Ledger.read(toy.ledger)
     assert toy.record(only="on-real").ran == () and toy.ran() == []
@@ -176,6 +234,7 @@ def test_a_second_sitting_runs_nothing_and_a_clone_needs_only_the_ledger(toy: To
     assert Ledger.read(toy.ledger).cells == before.cells
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_only_extended_and_dry_run(toy: Toy) -> None:
     report = toy.record(dry_run=True)
     assert len(report.status.missing) == 19 and not toy.ledger.exists() and not (toy.root / "runs").exists()
@@ -192,6 +251,7 @@ def test_only_extended_and_dry_run(toy: Toy) -> None:
         toy.record(only="ordre")
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_a_failing_cell_is_told_and_does_not_stop_the_others(toy: Toy) -> None:
     flag = toy.command("good", 1, "raise")
     toy.command("flat", 0, "kill")
@@ -210,15 +270,17 @@ def test_a_failing_cell_is_told_and_does_not_stop_the_others(toy: Toy) -> None:
     assert Ledger.read(toy.ledger).claim("order").verdict == "reproduced"
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_a_cell_that_hangs_is_ended(toy: Toy) -> None:
     toy.command("real", 0, "sleep")
     start = time.monotonic()
-    report = toy.record(only="real", cell_timeout_s=6.0)
+    report = toy.record(only="real", cell_timeout_s=3.0)
     assert time.monotonic() - start < 60
-    assert [failure.reason.splitlines()[0] for failure in report.failures] == ["ended after 6 s, its time limit"]
+    assert [failure.reason.splitlines()[0] for failure in report.failures] == ["ended after 3 s, its time limit"]
     assert report.ran == (("real", 1),)
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_code_and_configuration_invalidate_and_prose_does_not(toy: Toy) -> None:
     toy.record(only="on-real")
     toy.ran()
@@ -239,6 +301,7 @@ def test_code_and_configuration_invalidate_and_prose_does_not(toy: Toy) -> None:
     assert toy.record(only="on-real").ran == () and toy.ran() == []  # back where it was: still cached
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_claims_must_be_committed_first(toy: Toy) -> None:
     git(toy.root, "init", "-q")
     with pytest.raises(UsageError, match="not committed"):
@@ -258,6 +321,7 @@ def test_claims_must_be_committed_first(toy: Toy) -> None:
     assert str(Ledger.read(toy.ledger).commit).endswith("-dirty")
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_a_misspelt_metric_shows_at_once_and_the_other_claims_are_judged(toy: Toy) -> None:
     claims = json.loads(json.dumps(CLAIMS))
     claims["claims"][1]["metric"] = "scores"
@@ -289,6 +353,7 @@ def test_what_is_missing_is_said(toy: Toy, break_it, message: str) -> None:
         toy.record()
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_device_reaches_the_configuration_and_has_a_ledger_of_its_own(toy: Toy) -> None:
     toy.record(only="on-real")
     toy.ran()
