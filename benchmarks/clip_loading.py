@@ -1,13 +1,15 @@
 """Random one-second clips from ten-second files: our reader beside plain sequential PyAV decoding and torchcodec.
 
     python benchmarks/clip_loading.py [--size 112] [--clips 48] [--rounds 5] [--workers 1 2]
+    python benchmarks/clip_loading.py --profile          # where a clip's time goes, ours and torchcodec's
 
 Every contestant returns the same batches: 16 RGB frames a clip at ``size`` × ``size`` and a log-mel spectrogram of one
 second at 24 kHz, from the same files at the same moments, through the same ``DataLoader``. torchcodec runs in four
 settings (seeking by its own scan or by the header; resizing while decoding or after) and each file kind is scored
 against its best. Contestants take turns within a round, so a busy machine slows all alike; ratios are medians over the
 rounds of (our clips a second / theirs), above 1 where ours is faster. Figures go to
-``benchmarks/results/clip_loading.json``.
+``benchmarks/results/clip_loading.json``; those of ``--profile``, CPU milliseconds a clip by stage in one process, under
+a key of their own there, beside what the last full run has left.
 """
 
 from __future__ import annotations
@@ -18,10 +20,14 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import av
 import numpy as np
@@ -30,7 +36,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from avssl_core.media import read_clip, write_clip
+from avssl_core.media import read_clip, reader, sound, tracks, write_clip
+from avssl_core.media.convert import Converter
 from avssl_core.transforms import LogMelSpectrogram
 
 FRAMES, FPS, RATE, SECONDS = 16, 16, 24_000, 10
@@ -38,6 +45,16 @@ RESULT = Path(__file__).parent / "results" / "clip_loading.json"
 Clip = tuple[Tensor, Tensor]  # frames (16, 3, S, S) uint8, waveform (24000,)
 Figures = dict[str, dict[str, float]]  # contestant: clips_per_s, ours_over_this
 Load = Callable[[str, float, int], Clip]
+
+OPEN, REST, BATCH = "open and close the file", "everything in between", "log-mel and batch"
+PACKETS = {"video": "find and read the pictures' packets", "audio": "find and read the sound's packets"}
+DECODING = {"video": "decode pictures", "audio": "decode sound"}
+COLOUR, RESAMPLING, UNWATCHED = "colour and size", "resample sound", "all of it, without the clock"
+THEIR_PICTURES, THEIR_SOUND = "pictures: find, decode, colour", "sound: find, decode, resample"
+STAGES = (
+    OPEN, *PACKETS.values(), *DECODING.values(), THEIR_PICTURES, COLOUR, THEIR_SOUND, RESAMPLING, BATCH, REST, UNWATCHED
+)  # fmt: skip
+RIVAL = "torchcodec, approximate seek, resize after decoding"
 
 
 def ours(path: str, start: float, size: int) -> Clip:
@@ -94,13 +111,16 @@ def torchcodec(seek_mode: str, *, resize_while_decoding: bool) -> Load:
     return load
 
 
-def contestants() -> dict[str, Load]:
+def contestants(probe: str, size: int) -> dict[str, Load]:
+    """All that load a first clip: torchcodec looks for FFmpeg's libraries only when it opens a file."""
     found: dict[str, Load] = {"ours": ours, "sequential PyAV": sequential_pyav}
     try:
         for mode in ("approximate", "exact"):
             for early in (True, False):
                 name = f"torchcodec, {mode} seek, resize {'while' if early else 'after'} decoding"
-                found[name] = torchcodec(mode, resize_while_decoding=early)
+                load = torchcodec(mode, resize_while_decoding=early)
+                load(probe, 0.0, size)
+                found[name] = load
     except Exception as error:  # a missing FFmpeg shows as RuntimeError, a missing package as ImportError
         print(f"torchcodec is left out, it does not load: {str(error).splitlines()[0]}")
     return found
@@ -120,11 +140,11 @@ def pictures(height: int, width: int, seed: int) -> np.ndarray:
     return frames
 
 
-def sound(rate: int, seed: int) -> np.ndarray:
+def tones(rate: int, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     at = np.arange(SECONDS * rate) / rate
-    tones = sum(np.sin(2 * np.pi * hertz * at + at**2) for hertz in generator.uniform(100, 3000, 4))
-    return (0.1 * tones + 0.02 * generator.standard_normal(len(at))).astype(np.float32)
+    chord = sum(np.sin(2 * np.pi * hertz * at + at**2) for hertz in generator.uniform(100, 3000, 4))
+    return (0.1 * chord + 0.02 * generator.standard_normal(len(at))).astype(np.float32)
 
 
 def write_h264(path: Path, frames: np.ndarray, wave: np.ndarray, rate: int) -> None:
@@ -150,9 +170,9 @@ def make_files(folder: Path, count: int) -> dict[str, list[str]]:
     for seed in range(count):
         small, large = pictures(96, 96, seed), pictures(256, 340, seed)
         paths = [folder / f"{name}{seed}.mp4" for name in ("small", "large", "h264")]
-        write_clip(paths[0], small, sound(16_000, seed), sample_rate=16_000)
-        write_clip(paths[1], large, sound(44_100, seed), sample_rate=44_100, quantiser=4)
-        write_h264(paths[2], large, sound(44_100, seed), 44_100)
+        write_clip(paths[0], small, tones(16_000, seed), sample_rate=16_000)
+        write_clip(paths[1], large, tones(44_100, seed), sample_rate=44_100, quantiser=4)
+        write_h264(paths[2], large, tones(44_100, seed), 44_100)
         for kind, path in zip(kinds, paths, strict=True):
             kinds[kind].append(str(path))
     return kinds
@@ -239,6 +259,133 @@ def show(kind: str, workers: int, figures: Figures) -> None:
     print(f"  best rival: {best}; ours is {figures[best]['ours_over_this']:.2f} times as fast")
 
 
+class Stages:
+    """CPU seconds of nested stages: a stage within another is charged to itself alone, other programs to nobody.
+
+    Args:
+        cost: seconds that entering or leaving a stage takes, not charged to any; reading a process's clock is a call
+            into the kernel, hundreds of them a clip.
+    """
+
+    def __init__(self, cost: float = 0.0) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._cost, self._since = cost, 0.0
+        self._open: list[str] = []
+
+    @classmethod
+    def calibrated(cls, count: int = 5000) -> Stages:
+        """With the cost measured on stages without contents."""
+        empty = cls()
+        with empty.stage("outer"):
+            for _ in range(count):
+                with empty.stage("inner"):
+                    pass
+        return cls(sum(empty.seconds.values()) / (2 * count + 1))
+
+    def _charge(self) -> None:
+        now = time.process_time()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since - self._cost
+        self._since = now
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._charge()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._open.pop()
+
+    def timed(self, function: Callable[..., Any], names: str | dict[str, str]) -> Callable[..., Any]:
+        """The function, charged to a stage: of that name, or of the name for its track's type."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.stage(names if isinstance(names, str) else names[args[0].stream.type]):
+                return function(*args, **kwargs)
+
+        return call
+
+    def timed_steps(
+        self, function: Callable[..., Iterator[Any]], names: dict[str, str]
+    ) -> Callable[..., Iterator[Any]]:
+        """The same for a generator, step by step: what happens between its steps is not its own."""
+
+        def call(track: Any) -> Iterator[Any]:
+            steps = function(track)
+            while True:
+                with self.stage(names[track.stream.type]):
+                    item = next(steps, None)
+                if item is None:
+                    return
+                yield item
+
+        return call
+
+
+@contextmanager
+def watched(stages: Stages, rivals: bool) -> Iterator[None]:
+    """Charge the readers' parts to their stages."""
+    parts: list[tuple[Any, str, str | dict[str, str]]] = [
+        (reader, "open_container", OPEN), (reader.MediaReader, "_find_tracks", OPEN),
+        (reader.MediaReader, "close", OPEN), (tracks.Track, "seek", PACKETS), (tracks.Track, "decode", DECODING),
+        (Converter, "to_rgb", COLOUR), (F, "interpolate", COLOUR), (sound, "resample", RESAMPLING),
+    ]  # fmt: skip
+    if rivals:
+        from torchcodec.decoders import AudioDecoder, VideoDecoder
+
+        parts += [(VideoDecoder, "__init__", OPEN), (AudioDecoder, "__init__", OPEN)]
+        parts += [(VideoDecoder, "get_frames_played_at", THEIR_PICTURES)]
+        parts += [(AudioDecoder, "get_samples_played_in_range", THEIR_SOUND)]
+    with ExitStack() as stack:
+        for owner, name, stage in parts:
+            stack.enter_context(patch.object(owner, name, stages.timed(getattr(owner, name), stage)))
+        steps = stages.timed_steps(tracks.Track.packets, PACKETS)
+        stack.enter_context(patch.object(tracks.Track, "packets", steps))
+        yield
+
+
+def one_pass(load: Load, paths: list[str], args: argparse.Namespace) -> dict[str, float]:
+    """CPU milliseconds a clip of every stage, over one pass of all clips, and of another that nobody watches."""
+    stages, data, collate = Stages.calibrated(), Clips(load, paths, args.clips, args.size), Collate()
+    begun = time.process_time()
+    for first in range(0, args.clips, args.batch):
+        collate([data[index] for index in range(first, min(first + args.batch, args.clips))])
+    stages.seconds[UNWATCHED] = time.process_time() - begun
+    with watched(stages, rivals=load is not ours):
+        for first in range(0, args.clips, args.batch):
+            with stages.stage(REST):
+                clips = [data[index] for index in range(first, min(first + args.batch, args.clips))]
+            with stages.stage(BATCH):
+                collate(clips)
+    return {name: 1000 * stages.seconds[name] / args.clips for name in STAGES if name in stages.seconds}
+
+
+def profile(loads: dict[str, Load], paths: list[str], args: argparse.Namespace) -> Figures:
+    """Medians over rounds in which ours and torchcodec take turns; the first round warms up."""
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", RIVAL) if name in loads}
+    for _ in range(args.rounds + 1):
+        for name, found in turns.items():
+            found.append(one_pass(loads[name], paths, args))
+    return {
+        name: {stage: statistics.median(each[stage] for each in found[1:]) for stage in found[1]}
+        for name, found in turns.items()
+    }
+
+
+def show_profile(kind: str, figures: Figures) -> None:
+    print(f"\n{kind}: CPU milliseconds a clip  " + " | ".join(figures))
+    for stage in STAGES:
+        if any(stage in found for found in figures.values()):
+            cells = [f"{found[stage]:8.2f}" if stage in found else " " * 7 + "-" for found in figures.values()]
+            print(f"  {stage:40s}" + "".join(cells))
+    alone = [found[UNWATCHED] for found in figures.values()]
+    shared = sum(figures["ours"][stage] for stage in (*DECODING.values(), BATCH))  # the same libav and spectrograms
+    print(f"  nobody can leave out decoding and log-mel, {shared:.2f} of our {alone[0]:.2f}", end="")
+    print(f": a reader without other costs: {alone[1] / shared:.2f} times torchcodec" if len(alone) > 1 else "")
+
+
 def installed(package: str) -> str:
     try:
         return version(package)
@@ -255,20 +402,38 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--files", type=int, default=6, help="files of each kind")
     parser.add_argument("--json", type=Path, default=RESULT)
+    parser.add_argument("--profile", action="store_true", help="only where the time goes; kept under its own key")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    loads = contestants()
     results: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind, paths in make_files(Path(folder), args.files).items():
+        files = make_files(Path(folder), args.files)
+        loads = contestants(next(iter(files.values()))[0], args.size)
+        for kind, paths in files.items():
             agree(loads, paths, args.size)
+            if args.profile:
+                results[kind] = profile(loads, paths, args)
+                show_profile(kind, results[kind])
+                continue
             for workers in args.workers:
                 figures = compare(loads, paths, workers, args)
                 show(kind, workers, figures)
                 results[f"{kind}, {workers} workers"] = figures
-    settings = {k: v for k, v in vars(args).items() if k != "json"}
+    write(args, results)
+
+
+def write(args: argparse.Namespace, results: dict[str, Figures]) -> None:
+    """Figures with their settings; a profile and a comparison leave each other's alone."""
+    settings = {name: value for name, value in vars(args).items() if name not in ("json", "profile")}
     versions = {name: installed(name) for name in ("torch", "av", "torchcodec")}
-    report = {"settings": settings, "versions": versions, "machine": platform.machine(), "results": results}
+    report: dict[str, Any] = {
+        "settings": settings, "versions": versions, "machine": platform.machine(), "results": results
+    }  # fmt: skip
+    known = json.loads(args.json.read_text()) if args.json.exists() else {}
+    if args.profile:
+        report = {**known, "profile": report}
+    elif "profile" in known:
+        report["profile"] = known["profile"]
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\nwritten to {args.json}")
