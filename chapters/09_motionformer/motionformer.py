@@ -215,6 +215,7 @@ class MotionformerConfig:
         return tuple(float(part) for part in getattr(self, name).split(",") if part.strip())
 
 
+# %% tags=["define", "hide-input"]
 def make_config(**values: object) -> MotionformerConfig:
     """Build the configuration from named values; what is not named keeps its default."""
     return reporting.build_config(MotionformerConfig, values)
@@ -261,6 +262,7 @@ def recipe_of(config: MotionformerConfig, spread: float, phase: float = 1.0) -> 
     )
 
 
+# %% tags=["define"]
 def open_playground(config: MotionformerConfig, seed: int) -> avdata.Corpus:
     """One corpus of all worlds, which its columns ``spread`` and ``phase`` tell apart."""
     worlds, parts = list(itertools.product(config.numbers("spreads"), config.numbers("phases"))), []
@@ -285,6 +287,7 @@ class Videos:
     classes: Mapping[str, tuple[str, ...]]
 
 
+# %% tags=["define"]
 def window_spec(config: MotionformerConfig, windows: int = 1, *, square: bool = True) -> avdata.WindowSpec:
     """``windows`` windows a video; spread over the whole of it, as many windows of one frame as a clip has frames."""
     whole = config.sampling == "whole"
@@ -328,6 +331,7 @@ class Labelled(Dataset):
         return item | {f"asked_{name}": int(code[item["row"]]) for name, code in self.codes.items()}
 
 
+# %% tags=["define"]
 class Words(Dataset):
     """Moments at which words are spoken: windows around timed labels of several kinds, one kind a window."""
 
@@ -350,6 +354,7 @@ class Words(Dataset):
 WORDS = ("command", "colour", "digit")  # kinds of words that GRID's sentences are asked for
 
 
+# %% tags=["define"]
 def open_corpus(config: MotionformerConfig, seed: int) -> avdata.Corpus:
     """The videos: a playground drawn by ``seed``, GRID lips, or any folder of videos."""
     if config.data == "playground":
@@ -360,6 +365,7 @@ def open_corpus(config: MotionformerConfig, seed: int) -> avdata.Corpus:
     return open_grid(folder) if (folder / "words.csv").is_file() else avdata.open_corpus(folder)
 
 
+# %% tags=["define"]
 def label_columns(corpus: avdata.Corpus, config: MotionformerConfig) -> list[str]:
     """Columns of the index that are asked for, one classifier each."""
     if config.data == "playground":
@@ -390,6 +396,7 @@ def open_videos(config: MotionformerConfig, seed: int) -> Videos:
     return Videos(Labelled(train, codes[0]), Labelled(test, codes[1]), parts, caches, classes)
 
 
+# %% tags=["define"]
 def word_videos(
     config: MotionformerConfig, parts: tuple[avdata.Corpus, ...], caches: tuple[avdata.DecodedCache | None, ...]
 ) -> Videos:
@@ -522,6 +529,7 @@ class Track:
     on: Tensor
 
 
+# %% tags=["define"]
 def read_boxes(corpus: avdata.Corpus, config: MotionformerConfig) -> tuple[Tensor, Tensor]:
     """The truth beside a playground's clips: boxes of the target and of its house, ``(V, frames, 4)`` each.
 
@@ -541,6 +549,7 @@ def read_boxes(corpus: avdata.Corpus, config: MotionformerConfig) -> tuple[Tenso
     return stacked(target_boxes(boxes)), stacked(boxes[boxes["actor"] == TRIPS * (1 + config.decoys)])
 
 
+# %% tags=["define"]
 def target_track(corpus: avdata.Corpus, rows: Sequence[int], config: MotionformerConfig) -> Track:
     """Where the target of some clips is, as the middle crop's tokens see it."""
     offset, shown = (config.decode_size - config.crop) / 2, config.tubelet // 2
@@ -675,6 +684,7 @@ class Arm:
     matched: bool = False  # as many blocks as cost at least what trajectory attention does
 
 
+# %% tags=["define"]
 VIT_WIDTH, VIT_CUBE = 768, 3 * 16 * 16  # of the networks that a standard deviation of 0.02 is for
 
 
@@ -699,6 +709,7 @@ def build_model(
     return model
 
 
+# %% tags=["define"]
 @torch.no_grad()
 def scale_to_width(model: encoders.VideoTransformer, config: MotionformerConfig) -> None:
     """Initial values as large, seen from the next layer, as those of a ViT-B; positions as large as asked."""
@@ -722,6 +733,7 @@ def macs_of(attention: str, config: MotionformerConfig, depth: int) -> int:
     return encoders.macs_video_transformer(model, config.crop, config.crop)
 
 
+# %% tags=["define"]
 def matched_depth(config: MotionformerConfig) -> int:
     """Blocks of the shallowest joint network that costs at least as much as trajectory attention."""
     wanted, depth = macs_of("trajectory", config, config.depth), config.depth
@@ -767,6 +779,7 @@ class Augment:
         return self.crop(clip if self.rand is None else self.rand(clip, generator), generator)
 
 
+# %% tags=["define"]
 def eval_crops(config: MotionformerConfig) -> list[transforms.ClipEval]:
     """The crops of a test: the middle one, or three along the longer side."""
     scale = 1.0 if config.scale_jitter else config.decode_size / config.crop  # the crop's own size, as in the release
@@ -795,6 +808,7 @@ def training_step(config: MotionformerConfig, classes: Mapping[str, Sequence[str
     return step
 
 
+# %% tags=["define"]
 def fit_config(config: MotionformerConfig, seed: int) -> training.FitConfig:
     """What the parameters say about optimisation."""
     return training.FitConfig(
@@ -829,7 +843,9 @@ def fit_network(
 # small network of any kind stays at chance in our world for as long as we can wait, since it must find the thing, its
 # place and its course all at once. So each network here starts from an image transformer, too, which has seen single
 # frames of the training videos and learned what a frame can tell: where the target is (at home, or in which direction
-# from it), and its shape. Nothing in it knows an order. (On other videos it learns the videos' own labels.)
+# from it), and its shape. Nothing in it knows an order. (On other videos it learns the videos' own labels.) The values
+# of stage 2, which no image transformer has, start as the identity: at first trajectory attention hands on what it
+# found in each slice, and the reading of the next layers, learned from pictures, holds.
 
 
 # %% tags=["define"]
@@ -862,7 +878,7 @@ class Frames(Dataset):
 # %% tags=["define"]
 def image_network(
     arm: Arm, config: MotionformerConfig, videos: Videos, seed: int, run: training.World
-) -> encoders.VideoTransformer:
+) -> tuple[encoders.VideoTransformer, training.FitResult]:
     """An image transformer as deep as an arm's network, trained on single frames of the videos to learn from."""
     config = replace(
         config, num_frames=1, tubelet=1, depth=depth_of(arm, config), position="separate", pool="mean",
@@ -875,8 +891,7 @@ def image_network(
     else:
         frames = open_videos(config, seed)
     image = build_model(Arm("joint"), config, frames.classes, seed)
-    fit_network(image, config, frames, seed, run)
-    return image
+    return image, fit_network(image, config, frames, seed, run)
 
 
 @torch.no_grad()
@@ -891,6 +906,8 @@ def start_from_image(model: encoders.VideoTransformer, image: encoders.VideoTran
         answers = name.startswith(("classifiers", "pre_logits", "positions.time"))
         if not answers and name in theirs and theirs[name].shape == value.shape:
             value.copy_(theirs[name])
+        if "trajectory_kv.weight" in name:  # values of stage 2: what the picture's network says goes through unharmed
+            value[model.dim :].copy_(torch.eye(model.dim))
 
 
 # %% tags=["define"]
@@ -900,10 +917,11 @@ def start(
     """The network of an arm before its training: from an image ViT's file, from single frames, or random."""
     model = build_model(arm, config, videos.classes, seed)
     if config.image_steps and not config.init:
-        start_from_image(model, image_network(arm, config, videos, seed, run))
+        start_from_image(model, image_network(arm, config, videos, seed, run)[0])
     return model.to(run.device)
 
 
+# %% tags=["define"]
 def train(
     arm: Arm, config: MotionformerConfig, videos: Videos, seed: int, run: training.World, **fit_options: object
 ) -> tuple[encoders.VideoTransformer, training.FitResult]:
@@ -945,6 +963,7 @@ def tampers(config: MotionformerConfig) -> dict[str, Tamper]:
     }
 
 
+# %% tags=["define"]
 def scores_and_labels(
     model: nn.Module, dataset: Dataset, config: MotionformerConfig, run: training.World, tamper: Tamper
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
@@ -1014,6 +1033,7 @@ def of_worlds(
     return {name + (suffix if name in (*classes, "order_clock") else ""): float(x) for name, x in found.items()}
 
 
+# %% tags=["define"]
 def bag_of_frames(
     model: nn.Module, videos: Videos, config: MotionformerConfig, run: training.World
 ) -> dict[str, float]:
@@ -1133,6 +1153,7 @@ def displacements(config: MotionformerConfig) -> list[float]:
     return [recipe_of(config, spread).speed(config.slices, side) for spread in sorted(config.numbers("spreads"))]
 
 
+# %% tags=["define"]
 def against_displacement(
     cells: Mapping[tuple[str, int], Mapping[str, float]], config: MotionformerConfig
 ) -> pd.DataFrame:
@@ -1181,6 +1202,7 @@ def spaced(length: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()
 
 
+# %% tags=["define"]
 def still_clips(videos: Videos, part: int, rows: Sequence[int], config: MotionformerConfig) -> tuple[Tensor, Track]:
     """Some clips of a part as network inputs, whole and in the middle crop, and where their targets are."""
     dataset = avdata.UniformDataset(videos.corpora[part], window_spec(config), cache=videos.caches[part])
@@ -1221,6 +1243,7 @@ def follow_scores(maps: Tensor, track: Track, config: MotionformerConfig) -> dic
     return {name: value.transpose(0, 1)[:, pair].mean(1) for name, value in values.items()}
 
 
+# %% tags=["define"]
 def chance_mass(track: Track, config: MotionformerConfig) -> float:
     """Mass that a uniform map puts on the target's tokens."""
     return float(track.on[track.seen].float().mean())
@@ -1245,6 +1268,7 @@ def score_following(
     return scores | {"follow_block": float(block), "follow_head": float(head)}
 
 
+# %% tags=["define"]
 def has_maps(arm: Arm, config: MotionformerConfig) -> bool:
     """Whether an arm's attention spans space and time, in a world whose truth is known frame by frame."""
     exact = arm.attention in ("trajectory", "joint") and "approx" not in arm.options
@@ -1371,6 +1395,7 @@ def token_errors(
     return {name: {n: float(np.mean(each)) for n, each in of.items()} for name, of in found.items()}
 
 
+# %% tags=["define"]
 def error_metrics(
     model: encoders.VideoTransformer, videos: Videos, config: MotionformerConfig, run: training.World
 ) -> dict[str, float]:
@@ -1469,6 +1494,7 @@ class ByDefinition(encoders.TrajectoryAttention):
         return by_definition(self, x, num_frames)
 
 
+# %% tags=["define"]
 def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
     """Bytes allocated at once during a step, at most, above those before it."""
     if device.type == "cuda":
@@ -1657,8 +1683,8 @@ display(Markdown(reporting.shortfalls(ledgers) or NOTHING))
 #
 # The same notebook runs the paper's own recipes: a ViT-B/16 with ImageNet weights (a file with timm's names, `-p
 # init=vit.pth`), sixteen frames of 224 pixels, augmentation, mixed precision, label smoothing, step decay, and a test
-# over many views. `--dry-run` checks every parameter on your machine, measures two steps at a tiny batch, and projects
-# memory and hours:
+# over many views. `--dry-run` checks every parameter on your machine, measures steps at two tiny batches, and
+# projects memory and hours:
 #
 # ```
 # avssl run motionformer --budget full-ssv2 --data /data/ssv2 --dry-run
@@ -1679,6 +1705,7 @@ if config.data not in ("playground", "grid"):
 
 # %% tags=["define"]
 CHOICES = {
+    "orders": (2, 4, 6),
     "cue": ("colour", "match"),
     "sampling": ("window", "whole"),
     "pool": ("mean", "class"),
@@ -1689,36 +1716,96 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
 }
 POSITIVE = ("clips", "num_frames", "fps", "decode_size", "crop", "patch", "tubelet", "dim", "depth", "heads", "batch")
+NUMBERS = {"rand_augment": 3, "scale_jitter": 2}  # how many numbers a parameter holds where it is not empty
 
 
+# %% tags=["define"]
 def check_values(config: MotionformerConfig) -> None:
     """Raise on the first value that the chapter would only trip over later, naming what it takes instead."""
     for name, known in CHOICES.items():
         if (value := getattr(config, name)) not in known:
             raise ValueError(f"{name}={value!r}: use one of {', '.join(map(str, known))}")
-    for name in (*POSITIVE, "steps", "lr", "pixel_std", "views"):
+    for name in (*POSITIVE, "steps", "lr", "pixel_std", "views", "prototypes"):
         if (value := getattr(config, name)) <= 0:
             raise ValueError(f"{name}={value}: must be positive")
+    for name in ("smoothing", "drop_path", "flip"):
+        if not 0 <= (value := getattr(config, name)) <= 1:
+            raise ValueError(f"{name}={value}: it is a share, between 0 and 1")
+    for name, wanted in NUMBERS.items():
+        if (held := getattr(config, name)) and len(held.split(",")) != wanted:
+            raise ValueError(f"{name}={held!r}: takes {wanted} numbers, separated by commas")
     unknown = [name for name in config.arms.split(",") if name not in ARMS or ARMS[name].kind != "train"]
     if unknown:
         raise ValueError(f"arms={config.arms!r}: {unknown} cannot be trained; the networks are {', '.join(ARMS)}")
+    check_sizes(config)
+
+
+# %% tags=["define"]
+def check_sizes(config: MotionformerConfig) -> None:
+    """Raise where two parameters do not fit each other."""
     for whole, part in (("num_frames", "tubelet"), ("crop", "patch"), ("dim", "heads")):
         if getattr(config, whole) % getattr(config, part):
             raise ValueError(f"{part}={getattr(config, part)} does not divide {whole}={getattr(config, whole)}")
     if config.crop > config.decode_size:
         raise ValueError(f"crop={config.crop} does not fit into decode_size={config.decode_size}")
+    if config.schedule == "multistep" and not config.milestones:
+        raise ValueError("schedule='multistep' needs milestones, the steps at which the rate falls")
+    if config.init and not Path(config.init).is_file():
+        raise ValueError(f"init={config.init!r}: there is no such file of image weights")
 
 
 # %% tags=["define"]
-def measured_step(
-    arm: Arm, config: MotionformerConfig, videos: Videos, count: int, run: training.World
-) -> tuple[float, int]:
-    """Seconds and peak memory of a step on ``count`` clips, after one to warm up; the weights hardly move."""
-    _, fitted = train(arm, replace(config, batch=count * run.world_size, steps=2, lr=1e-6), videos, 0, run)
-    ends = fitted.history["wall_s"].to_numpy()
-    return float(ends[-1] - ends[-2]), fitted.peak_memory
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one training after a few steps of it."""
+
+    batch: int  # of the real run, over all devices
+    steps: int  # of the real run
+    seconds: float  # a clip
+    peaks: Mapping[int, int]  # bytes, by clips a device
 
 
+Fit = Callable[[MotionformerConfig], training.FitResult]
+
+
+def measured(fit: Fit, config: MotionformerConfig, run: training.World, steps: int, *, per: int = 1) -> Measured:
+    """Steps on one clip a device and on two, each after two to warm up; weights hardly move.
+
+    Args:
+        fit: a training, given a configuration of few steps and few clips.
+        config: its batch is the real one.
+        run: this process among its peers.
+        steps: of the real training.
+        per: samples in a step for each clip of the configured batch.
+    """
+    peaks, seconds = {}, 0.0
+    for count in (1, 2):
+        if run.device.type == "cuda":  # a training's own peak, not that of the one before
+            torch.cuda.reset_peak_memory_stats(run.device)
+        fitted = fit(replace(config, batch=count * run.world_size, steps=3, image_steps=3, lr=1e-6))
+        ends, samples = fitted.history["wall_s"].to_numpy(), count * per
+        peaks[samples], seconds = fitted.peak_memory, float(ends[-1] - ends[-2]) / samples
+    return Measured(per * config.batch, steps, seconds, peaks)
+
+
+# %% tags=["define"]
+def measured_arm(name: str, config: MotionformerConfig, videos: Videos, run: training.World) -> list[Measured]:
+    """The trainings of one arm: its network's and, where it starts from single frames, the image transformer's."""
+    arm = ARMS[name]
+
+    def network(tiny: MotionformerConfig) -> training.FitResult:
+        return train(arm, replace(tiny, image_steps=0), videos, 0, run)[1]
+
+    def image(tiny: MotionformerConfig) -> training.FitResult:
+        return image_network(arm, tiny, videos, 0, run)[1]
+
+    found = [measured(network, config, run, config.steps)]
+    if config.image_steps:
+        found.append(measured(image, config, run, config.image_steps, per=2))  # twice as many frames as clips
+    return found
+
+
+# %% tags=["define"]
 def observed_shapes(config: MotionformerConfig, videos: Videos) -> dict[str, str]:
     """A batch of two clips by its keys, and what the network gets of it."""
     batch = next(avdata.make_loader(videos.train, avdata.SeededOrder(len(videos.train), 2, seed=0)).batches())
@@ -1729,43 +1816,56 @@ def observed_shapes(config: MotionformerConfig, videos: Videos) -> dict[str, str
 
 
 # %% tags=["define"]
+def made_up(config: MotionformerConfig, run: training.World) -> dict[str, object]:
+    """Parameters of a few made-up clips, as long and as large as the real ones, in one world without workers."""
+    made = {"data": "playground", "clips": 16 + 6 * run.world_size, "spreads": "0.26", "phases": "1"}
+    made |= {"seconds": max(2.0, config.num_frames / config.fps), "film_fps": config.fps, "workers": 0, "cache": False}
+    made |= {"init": "", "image_steps": 0} if config.init else {}
+    return made | {"schedule": "constant", "milestones": "", "warmup_steps": 0}
+
+
+# %% tags=["define"]
 def dry_run(config: MotionformerConfig) -> dict[str, object]:
-    """A few made-up videos, steps of one and of two clips for every arm: keys, shapes, and the cost of the real size.
+    """A few made-up clips, steps of one and of two of them for every arm: keys, shapes, and the cost of the real size.
 
     Time is in proportion to clips, memory a straight line through the two sizes, so that weights are not multiplied.
-    Classes are the playground's: with hundreds of them the last layer is larger.
+    Classes are the playground's: with hundreds of them the last layer is larger. Reading counts in full, as if no
+    worker did it meanwhile; evaluation does not count. A file that ``init`` names is not read.
     """
     check_values(config)
-    made = {"data": "playground", "clips": 12, "spreads": "0.26", "phases": "1", "film_fps": config.fps}
-    made |= {"seconds": max(2.0, config.num_frames / config.fps), "schedule": "constant", "warmup_steps": 0}
-    made |= {"init": "", "image_steps": 0, "workers": 0, "cache": False}
-    tiny = replace(config, **made)
     run = training.join(None if config.device == "auto" or not torch.cuda.is_available() else config.device)
-    videos = open_videos(tiny, 0)
+    made, costs = made_up(config, run), []
+    tiny = replace(config, **made)
+    with run.main_first():
+        videos = open_videos(tiny, 0)
     report: dict[str, object] = dict(observed_shapes(tiny, videos))
     report["tokens"] = f"{config.slices} slices of {config.side}×{config.side}"
-    costs = []
     for name in config.arms.split(","):
-        own = replace(tiny, **dict(ARMS[name].changes))
-        own_videos = videos if own == tiny else open_videos(own, 0)
-        small, large = (measured_step(ARMS[name], own, own_videos, count, run) for count in (1, 2))
-        costs.append((large[0] / 2, {1: small[1], 2: large[1]}))
-        report[f"parameters, {name}"] = sum(
-            p.numel() for p in build_model(ARMS[name], own, videos.classes, 0).parameters()
-        )
-    report["measured"] = f"{1e3 * np.mean([each for each, _ in costs]):.1f} ms a clip on {run.device.type}"
+        own = replace(tiny, **{key: value for key, value in ARMS[name].changes if key not in made})
+        with run.main_first():
+            own_videos = videos if own == tiny else open_videos(own, 0)
+        costs += measured_arm(name, own, own_videos, run)
+        network = build_model(ARMS[name], own, videos.classes, 0)
+        report[f"parameters, {name}"] = sum(p.numel() for p in network.parameters())
+    report["measured"] = f"{1e3 * np.mean([each.seconds for each in costs]):.1f} ms a clip on {run.device.type}"
     return report | projections(costs, config, run)
 
 
 # %% tags=["define"]
-def projections(
-    costs: Sequence[tuple[float, Mapping[int, int]]], config: MotionformerConfig, run: training.World
-) -> dict[str, str]:
-    """Hours and memory of all arms on these devices and on more of them, from seconds a clip and peaks by batch."""
+def projections(costs: Sequence[Measured], config: MotionformerConfig, run: training.World) -> dict[str, str]:
+    """Hours and memory of all trainings on these devices and, for a GPU's budget, on eight and 64 of them."""
     lines = {}
     for devices in sorted({run.world_size, 8, 64} if config.device == "cuda" else {run.world_size}):
-        sizes = {"batch": config.batch, "steps": config.steps, "devices": devices}
-        parts = [reporting.project(seconds_per_sample=each, memory_bytes=peaks, **sizes) for each, peaks in costs]
+        parts = [
+            reporting.project(
+                seconds_per_sample=each.seconds,
+                batch=each.batch,
+                steps=each.steps,
+                memory_bytes=each.peaks,
+                devices=devices,
+            )
+            for each in costs
+        ]
         whole = reporting.Projection(
             sum(p.hours for p in parts), sum(p.device_hours for p in parts), max(p.memory_gib for p in parts)
         )

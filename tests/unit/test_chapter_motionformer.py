@@ -105,6 +105,20 @@ def test_without_a_pretrained_start_layers_speak_as_loudly_as_a_wide_networks(ch
     assert float(narrow.positions.time.detach().std()) == pytest.approx(1.0, rel=0.2)
 
 
+def test_the_values_of_stage_two_start_as_the_identity(chapter: ModuleType, tiny: object) -> None:
+    """What an image transformer finds in a slice goes through: at first the printed and the released reading agree."""
+    videos, config = chapter.open_videos(tiny, 0), replace(tiny, depth=2)
+    clip = torch.randn(2, 3, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    printed, released = (
+        chapter.start(chapter.ARMS[n], config, videos, 0, CPU).eval() for n in ("trajectory", "released")
+    )
+    for block in printed.blocks:
+        assert torch.equal(block.attention.trajectory_kv.weight[16:], torch.eye(16))
+    with torch.inference_mode():
+        for name, scores in printed(clip).items():
+            torch.testing.assert_close(scores, released(clip)[name])
+
+
 # --- clips and labels -------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +287,33 @@ def test_dry_run_measures_and_projects(chapter: ModuleType, tiny: object) -> Non
     assert "GiB" in report["projection"]
 
 
+def test_dry_run_counts_the_image_transformer_too(
+    chapter: ModuleType, tiny: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two arms, four trainings: networks of ``batch`` clips, image transformers of twice as many frames."""
+    kept: list[object] = []
+    monkeypatch.setattr(chapter, "projections", lambda costs, config, run: kept.extend(costs) or {})
+    chapter.dry_run(replace(tiny, arms="joint,divided", image_steps=7, steps=11))
+    assert [(each.batch, each.steps) for each in kept] == [(6, 11), (12, 7)] * 2
+    assert [sorted(each.peaks) for each in kept] == [[1, 2], [2, 4]] * 2
+    assert all(each.seconds > 0 for each in kept)
+
+
+def test_memory_is_a_straight_line_and_devices_share_the_batch(chapter: ModuleType, tiny: object) -> None:
+    gib = 2**30
+    costs = [chapter.Measured(64, 3600, 0.5, {1: 2 * gib, 2: 3 * gib}), chapter.Measured(128, 900, 0.5, {2: gib // 64})]
+    lines = chapter.projections(costs, replace(tiny, device="cuda"), CPU)
+    assert lines["projection"] == "48.0 h (48 device-hours), 65.0 GiB a device"  # 1 GiB of weights, 1 GiB a clip
+    assert lines["projection, 8 such devices"] == "6.0 h (48 device-hours), 9.0 GiB a device"
+    assert lines["projection, 64 such devices"] == "0.8 h (48 device-hours), 2.0 GiB a device"
+    assert set(chapter.projections(costs, tiny, CPU)) == {"projection"}
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_every_budget_passes_the_check(chapter: ModuleType, budget: str) -> None:
+    chapter.check_values(chapter.make_config(**read_budget(CHAPTER, budget)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", BUDGETS[4:])
 def test_dry_run_of_the_papers_runs(chapter: ModuleType, budget: str) -> None:
@@ -293,6 +334,11 @@ def test_dry_run_of_the_papers_runs(chapter: ModuleType, budget: str) -> None:
         ({"arms": "trajectory,cost-plain"}, "'cost-plain'. cannot be trained"),
         ({"arms": "trajektory"}, "'trajektory'"),
         ({"steps": 0}, "steps=0: must be positive"),
+        ({"orders": 3}, "orders=3: use one of 2, 4, 6"),
+        ({"smoothing": 1.2}, "smoothing=1.2: it is a share"),
+        ({"rand_augment": "9,2"}, "takes 3 numbers"),
+        ({"schedule": "multistep"}, "needs milestones"),
+        ({"init": "nowhere.pth"}, "no such file of image weights"),
         ({"patch": 7}, "patch=7 does not divide crop"),
         ({"crop": 40}, "does not fit into decode_size"),
     ],
