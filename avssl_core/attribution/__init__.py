@@ -17,10 +17,11 @@ from avssl_core.attribution.channels import (
 )
 from avssl_core.attribution.excitation import contrastive_excitation_backprop, excitation_backprop
 from avssl_core.attribution.extremal import ExtremalConfig, ExtremalPerturbations, extremal_perturbation
-from avssl_core.attribution.inversion import feature_inversion
+from avssl_core.attribution.inversion import feature_inversion, turned
 from avssl_core.attribution.mask_geometry import axis_geometry, kernel_profile
 from avssl_core.attribution.meaningful import meaningful_perturbation, total_variation
 from avssl_core.attribution.networks import frozen, split_model_at
+from avssl_core.attribution.occlusion import occlusion, occlusion_windows
 from avssl_core.attribution.perturbations import BlurPyramid, FadePyramid, Perturbation, gaussian_blur
 from avssl_core.attribution.pointing import (
     PointingGame,
@@ -79,6 +80,8 @@ __all__ = [
     "layers_from_the_top",
     "linear_approximation",
     "meaningful_perturbation",
+    "occlusion",
+    "occlusion_windows",
     "optimal_area",
     "output_gradient",
     "pointing_hit",
@@ -94,5 +97,6 @@ __all__ = [
     "split_model_at",
     "summed_masks",
     "total_variation",
+    "turned",
     "upsample_grid",
 ]

@@ -27,6 +27,7 @@ from avssl_core.attribution.smooth_masks import SmoothMaskGenerator, SmoothMasks
 
 Variant = Literal["preserve", "delete", "dual"]
 AreaOn = Literal["canvas", "crop"]
+AreaSchedule = Literal["geometric", "thirds"]
 
 
 GRAPH_WARM_UP = 4  # iterations run one by one before any is recorded
@@ -41,7 +42,8 @@ class ExtremalConfig:
         reward: ``simple`` or ``contrastive``.
         iterations: 800 in the release, 1600 in the paper.
         area_weight: ``lambda`` at the start.
-        area_growth: its factor an iteration. The paper doubles it after each third instead.
+        area_growth: its factor an iteration, for the geometric schedule.
+        area_schedule: ``geometric`` as released, or ``thirds``: doubled after each third, as printed (300, 600, 1200).
         area_reduction: ``mean`` as released, ``sum`` as printed.
         area_on: where area is measured: on the ``canvas`` as released, or on the ``crop`` that the network sees.
         jitter: mirror pictures in their last axis at every other iteration. Turn it off where that axis is time.
@@ -55,6 +57,7 @@ class ExtremalConfig:
     iterations: int = 800
     area_weight: float = 300.0
     area_growth: float = 1.0035
+    area_schedule: AreaSchedule = "geometric"
     area_reduction: Reduction = "mean"
     area_on: AreaOn = "canvas"
     jitter: bool = True
@@ -69,6 +72,7 @@ class ExtremalConfig:
             "reward": tuple(REWARDS),
             "area_on": ("canvas", "crop"),
             "area_reduction": ("mean", "sum"),
+            "area_schedule": ("geometric", "thirds"),
         }
         for name, choices in known.items():
             if getattr(self, name) not in choices:
@@ -218,7 +222,14 @@ class _Ascent:
         self.parameters.add_(self.velocity, alpha=c.learning_rate).clamp_(0, 1)
         self.reward.copy_((values * signs).view(-1, len(self.reward)).sum(0))
         self.regulariser.copy_(regulariser.detach())
-        self.weight.mul_(c.area_growth)
+        if c.area_schedule == "geometric":
+            self.weight.mul_(c.area_growth)
+
+    def enter(self, t: int) -> None:
+        """What changes at some iterations only, and so is no part of a recorded one."""
+        c = self.config
+        if c.area_schedule == "thirds" and t and 3 * t // c.iterations > 3 * (t - 1) // c.iterations:
+            self.weight.mul_(2)
 
     def finish(self) -> tuple[SmoothMasks, Tensor, Tensor]:
         """Masks of the last iteration, and scores of what they keep and of what they leave, ``(K,)`` each."""
@@ -246,6 +257,7 @@ def _repeat(ascent: _Ascent, config: ExtremalConfig, tell: Callable[[int], None]
     """All iterations; histories of reward and regulariser, ``(K, T)``."""
     histories = _histories(ascent, config)
     for t in range(config.iterations):
+        ascent.enter(t)
         ascent.iterate(mirror=config.jitter and t % 2 == 0, first=t == 0)
         _note(histories, ascent, t, tell)
     return histories
@@ -258,6 +270,7 @@ def _replay(ascent: _Ascent, config: ExtremalConfig, tell: Callable[[int], None]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # recording needs everything to have run before, away from the default stream
         for t, mirror in enumerate(mirrored[:GRAPH_WARM_UP]):
+            ascent.enter(t)
             ascent.iterate(mirror=mirror, first=t == 0)
             _note(histories, ascent, t, tell)
     torch.cuda.current_stream().wait_stream(side)
@@ -268,6 +281,7 @@ def _replay(ascent: _Ascent, config: ExtremalConfig, tell: Callable[[int], None]
             recordings[mirror] = torch.cuda.CUDAGraph()
             with torch.cuda.graph(recordings[mirror], pool=pool):
                 ascent.iterate(mirror=mirror)
+        ascent.enter(t)
         recordings[mirror].replay()
         _note(histories, ascent, t, tell)
     return histories

@@ -23,7 +23,7 @@ The file::
         better: l                          # an arm | a list of arms (their mean) | {arm:, metric:} | {value: 0.25}
         worse: h
         minimum_effect: 0.02               # in units of the metric
-        corpus: playground                 # or grid
+        corpus: playground                 # or grid, photographs
         arms: [random]                     # further arms to record beside the two
         control: {statement: "where events never change, shift cannot help", better: l_static, worse: h_static,
                   expectation: not_reproduced}   # or reproduced | reverses | undecided (no prediction)
@@ -42,7 +42,7 @@ import yaml
 
 from avssl_core.reporting.names import unknown_name
 
-CORPORA = ("playground", "grid")
+CORPORA = ("playground", "grid", "photographs")
 ORDERINGS = ("higher", "lower")
 EXPECTATIONS = ("reproduced", "not_reproduced", "reverses", "undecided")
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")

@@ -16,6 +16,7 @@ from avssl_core.attribution import (
     class_channel_profile,
     feature_inversion,
     split_model_at,
+    turned,
 )
 
 
@@ -186,3 +187,49 @@ def test_inversion_does_not_mind_the_scale() -> None:
         feature_inversion(head, target[:, :3], (12, 12))
     with pytest.raises(ValueError, match="unknown parametrisation 'waves'"):
         feature_inversion(head, target, (12, 12), parametrisation="waves")  # type: ignore[arg-type]
+
+
+# --- turned pictures --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(12, 12), (8, 12)])
+def test_turning_by_nothing_changes_nothing(size: tuple[int, int]) -> None:
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(turned(x, 0.0), x, atol=1e-5, rtol=1e-5)
+
+
+def test_quarter_and_half_turns_are_what_rot90_does() -> None:
+    x = torch.rand(1, 2, 9, 9, generator=torch.Generator().manual_seed(0))
+    quarter = turned(x, 90.0)
+    assert any(torch.allclose(quarter, torch.rot90(x, k, (2, 3)), atol=1e-4) for k in (1, 3))
+    torch.testing.assert_close(turned(x, 180.0), torch.rot90(x, 2, (2, 3)), atol=1e-4, rtol=1e-4)
+
+
+def test_turns_keep_shapes_in_pictures_that_are_not_square() -> None:
+    x = torch.zeros(1, 1, 16, 32)
+    x[..., 7:9, 12:20] = 1.0  # a bar of 2 by 8 in the middle
+    bar = turned(x, 90.0)[0, 0]
+    assert bar[4:12, 15:17].mean() > 0.9  # what lay beyond the upper and the lower border is mirrored farther out
+    assert float(bar[:, 8:24].sum()) == pytest.approx(16, rel=0.05)
+
+
+def test_scaling_enlarges() -> None:
+    x = torch.zeros(1, 1, 32, 32)
+    x[..., 12:20, 12:20] = 1.0
+    assert float(turned(x, 0.0, 1.5).sum()) == pytest.approx(64 * 1.5**2, rel=0.05)
+    halved = turned(x, 0.0, 0.5)
+    assert float(halved[..., 8:24, 8:24].sum()) == pytest.approx(64 * 0.5**2, rel=0.1)
+    assert float(halved[..., :4, 12:20].sum()) > 0  # mirrored beyond the border
+
+
+def test_inversion_may_turn_and_scale() -> None:
+    head = nn.Conv2d(1, 4, 5, bias=False).requires_grad_(False)
+    target = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    options: dict[str, Any] = {"channels": 1, "steps": 30, "degrees": 5.0, "scale": 0.1}
+    images, history = feature_inversion(head, target, (12, 12), **options)
+    again, _ = feature_inversion(head, target, (12, 12), **options)
+    assert torch.equal(images, again) and history[0, -5:].mean() > history[0, :5].mean()
+    plain, _ = feature_inversion(head, target, (12, 12), channels=1, steps=30)
+    assert not torch.allclose(images, plain)
+    with pytest.raises(ValueError, match="must lie in"):
+        feature_inversion(head, target, (12, 12), channels=1, scale=1.5)

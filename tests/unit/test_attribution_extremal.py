@@ -261,6 +261,15 @@ def test_defaults_are_the_release() -> None:
     assert torch.equal(own.rewards, found.rewards)
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 3, 7, 30])
+def test_the_papers_weight_doubles_after_each_third(iterations: int) -> None:
+    """The mask does not move, so that the regulariser tells the weight."""
+    options: dict[str, Any] = {"iterations": iterations, "learning_rate": 0.0, "area_schedule": "thirds"}
+    found = run(small_network(), pictures(1, 3, 16, 16), [0], [0.3], **options)
+    ratio = found.regularisers[0, 0] / found.regularisers[0, 0, 0]
+    assert ratio.tolist() == pytest.approx([2 ** (3 * t // iterations) for t in range(iterations)])
+
+
 @pytest.mark.gpu
 def test_recorded_iterations_are_the_same() -> None:
     if not torch.cuda.is_available():
@@ -282,6 +291,7 @@ def test_recorded_iterations_are_the_same() -> None:
         ({"areas": [1.5]}, ValueError, r"shares in \[0, 1\], got \[1.5\]"),
         ({"variant": "keep"}, ValueError, "unknown variant 'keep'"),
         ({"reward": "log"}, ValueError, "unknown reward 'log'"),
+        ({"area_schedule": "halves"}, ValueError, "unknown area_schedule 'halves'"),
         ({"area_on": "picture"}, ValueError, "unknown area_on 'picture'"),
         ({"perturbation": "noise"}, ValueError, "unknown perturbation 'noise'"),
         ({"iterations": 0}, ValueError, "at least 1, got 0"),
