@@ -11,7 +11,7 @@ from avssl_core.figures.compressed import (
     pyramid_labels,
     residual_picture,
 )
-from avssl_core.figures.ledgers import claims_plot, recorded_arms
+from avssl_core.figures.ledgers import claims_plot, recorded_arms, recorded_pairs
 from avssl_core.figures.maps import embedding_scatter, feature_maps
 from avssl_core.figures.relations import pull_push, relation_grid, relation_matrices, roles_of, sampling_tree
 from avssl_core.figures.seeds import (
@@ -46,6 +46,7 @@ __all__ = [
     "pull_push",
     "pyramid_labels",
     "recorded_arms",
+    "recorded_pairs",
     "reference_line",
     "relation_grid",
     "relation_matrices",

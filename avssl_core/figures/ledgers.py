@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from avssl_core.figures.seeds import arms_over_seeds, interval_bar
-from avssl_core.figures.style import SKY, VERMILLION, axes_of
+from avssl_core.figures.style import SKY, VERMILLION, WIDTH, axes_of, line_style, reference_line
 from avssl_core.reporting import ClaimResult, Ledger, cells_frame
 
 
@@ -41,6 +41,50 @@ def recorded_arms(
         if len(cells if arms is None else cells[cells["arm"].isin(list(arms))]):
             title = f"recorded on {ledger.device}"
             drawn.append(arms_over_seeds(cells, label=label, order=arms, chance=chance, title=title))
+    return drawn
+
+
+def recorded_pairs(
+    ledgers: Iterable[Ledger],
+    metrics: tuple[str, str],
+    *,
+    labels: tuple[str, str],
+    arms: Sequence[str],
+    chance: float | None = None,
+    reference: tuple[float, str] | None = None,
+) -> list[Axes]:
+    """Two metrics of the same cells against each other, a point a cell, a mark an arm; a figure for every ledger.
+
+    Args:
+        ledgers: of one chapter.
+        metrics: of the horizontal and of the vertical axis.
+        labels: of the axes.
+        arms: in this order.
+        chance: a horizontal line to draw.
+        reference: a vertical line to draw, and its name.
+
+    Returns:
+        One axes a figure; none where no cell of these arms holds both.
+    """
+    drawn = []
+    for ledger in ledgers:
+        found = {arm: [ledger.values(arm, name) for name in metrics] for arm in arms}
+        points = {arm: [(x[seed], y[seed]) for seed in x if seed in y] for arm, (x, y) in found.items()}
+        if not any(points.values()):
+            continue
+        ax = axes_of(None, width=0.75 * WIDTH)
+        for number, (arm, pairs) in enumerate(points.items()):
+            style = line_style(number, marker=True) | {"linestyle": "none", "markersize": 7, "markeredgecolor": "black"}
+            ax.plot([x for x, _ in pairs], [y for _, y in pairs], label=arm, **style)
+        ax.set(xlabel=labels[0], ylabel=labels[1], title=f"recorded on {ledger.device}")
+        if chance is not None:
+            ax.set_ylim(bottom=0)
+            reference_line(ax, chance, "chance")
+        if reference is not None:
+            reference_line(ax, *reference, vertical=True)
+        ax.legend(loc="best")
+        sns.despine(ax=ax)
+        drawn.append(ax)
     return drawn
 
 

@@ -236,6 +236,20 @@ def test_recorded_arms_draw_a_figure_for_every_ledger_that_holds_the_metric() ->
     assert figures.recorded_arms(both, "accuracy", label="accuracy", arms=("absent",)) == []
 
 
+def test_recorded_pairs_set_two_metrics_of_the_same_cells_against_each_other() -> None:
+    cells = [
+        CellRecord("e", 0, "c", "k", {"loss": 2.0, "digit": 0.5}, 1.0, "cpu", "grid"),
+        CellRecord("e", 1, "c", "k", {"loss": 4.0}, 1.0, "cpu", "grid"),  # lacks the other metric: no point
+        CellRecord("j", 0, "c", "k", {"loss": 3.0, "digit": 0.4}, 1.0, "cpu", "grid"),
+    ]
+    ledger = Ledger("toy", "record", "cpu", None, {}, {}, "", (0,), 1.0, (), tuple(cells))
+    asked = {"labels": ("loss, nats", "accuracy"), "chance": 0.1, "reference": (4.16, "constant")}
+    (ax,) = figures.recorded_pairs([ledger], ("loss", "digit"), arms=("e", "j"), **asked)
+    assert [list(zip(*line.get_data(), strict=True)) for line in ax.lines[:2]] == [[(2.0, 0.5)], [(3.0, 0.4)]]
+    assert {"constant", "chance"} <= set(texts(ax))
+    assert figures.recorded_pairs([ledger], ("loss", "digit"), arms=("absent",), labels=("x", "y")) == []
+
+
 def claim(name: str, differences: tuple[float, ...], corpus: str = "playground") -> ClaimResult:
     result = verdict(differences, min_effect=0.02)
     return ClaimResult(
