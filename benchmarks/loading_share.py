@@ -105,7 +105,7 @@ def main() -> None:
         "clips_per_s_median": statistics.median(result.clips_per_s for result in results),
         "threads": torch.get_num_threads(),
         "load_average_before": load,
-        "settings": {name: str(value) for name, value in vars(args).items()},
+        "settings": {name: str(value) for name, value in vars(args).items() if name != "json"},
     }
     print(json.dumps(figures, indent=2))
     args.json.parent.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -128,6 +129,23 @@ def test_licences_are_what_the_readme_says() -> None:
 
 # What `make test` hands on to the make that a test starts: its flags and its variables, VENV among them.
 OF_OUTER_MAKE = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "VENV", "PINS", "TESTS", "WORKERS")
+
+
+def absolute_paths(value: Any) -> list[str]:
+    """Strings anywhere in ``value`` that name a place on the machine that wrote them."""
+    if isinstance(value, dict):
+        return [found for part in value.values() for found in absolute_paths(part)]
+    if isinstance(value, list):
+        return [found for part in value for found in absolute_paths(part)]
+    return [value] if isinstance(value, str) and Path(value).is_absolute() else []
+
+
+@pytest.mark.parametrize("folder", ["results", "benchmarks/results"])
+def test_recorded_figures_name_no_place_of_the_machine_that_wrote_them(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.json"))
+    found = {file.name: absolute_paths(json.loads(file.read_text(encoding="utf-8"))) for file in files}
+    assert files and not {name: paths for name, paths in found.items() if paths}
+    assert absolute_paths({"settings": [{"json": "/somewhere/x.json"}]}) == ["/somewhere/x.json"]
 
 
 def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
