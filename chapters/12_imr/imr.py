@@ -51,7 +51,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -166,6 +166,7 @@ class IMRConfig:
     device: str = "auto"
 
 
+# %% tags=["define", "hide-input"]
 def make_config(**values: object) -> IMRConfig:
     """Build the configuration from named values; what is not named keeps its default."""
     return reporting.build_config(IMRConfig, values)
@@ -176,6 +177,7 @@ CHAPTER = reporting.chapter_dir("imr")
 config = make_config(**reporting.notebook_parameters(CHAPTER, IMRConfig, globals()))
 run = training.join(None if config.device == "auto" else config.device)
 figures.use_style()
+print(", ".join(f"{name} {version}" for name, version in reporting.versions(("torch", "av")).items()))
 
 # %% [markdown]
 # ## A group of pictures, taken apart
@@ -210,6 +212,7 @@ class Videos:
         return tuple(name for name in named if set(self.test.corpus.index[name]) <= set(index[name]))
 
 
+# %% tags=["define"]
 def gop_spec(config: IMRConfig) -> media.GopSpec:
     """Which pictures and streams a clip has; vectors of all pictures come along for the labels."""
     return media.GopSpec(
@@ -237,6 +240,7 @@ def open_corpus(config: IMRConfig, seed: int) -> avdata.Corpus:
     return open_grid(folder) if (folder / "words.csv").is_file() else avdata.open_corpus(folder)
 
 
+# %% tags=["define"]
 def split_videos(corpus: avdata.Corpus, config: IMRConfig, seed: int) -> Videos:
     """Both parts of a corpus, which share one memory."""
     options = {"spec": gop_spec(config), "size": config.store or None, "memory": {} if config.remember else None}
@@ -313,6 +317,7 @@ def all_pictures(source: Path, config: IMRConfig, by: str) -> Tensor:
     return transforms.normalise_pictures(frames.transpose(0, 1)[None].float())
 
 
+# %% tags=["define"]
 def some_streams(source: Path, config: IMRConfig, residual: str | None, motion: str | None = "codec") -> Streams:
     """I-frames, vectors and residuals of a clip as IMRNet wants them; streams that are not asked for stay zero."""
     spec = replace(gop_spec(config), stride=2, motion=motion, residual=residual, dense=False, every_motion=False)
@@ -327,6 +332,7 @@ def some_streams(source: Path, config: IMRConfig, residual: str | None, motion: 
     return prepare(batch, transforms.fixed_crop(1, tuple(clip.iframes.shape[-2:])), config)
 
 
+# %% tags=["define"]
 ROUTES: dict[str, Callable[[Path, IMRConfig], object]] = {
     "all pictures, PyAV": partial(all_pictures, by="pyav"),
     "all pictures, the book's reader": partial(all_pictures, by="book"),
@@ -422,6 +428,7 @@ def gop_sums(every_motion: Tensor, config: IMRConfig) -> Tensor:
     return sums.repeat_interleave(8, dim=-2).repeat_interleave(8, dim=-1)
 
 
+# %% tags=["define"]
 def motion_labels(every_motion: Tensor, crop: transforms.CropDraw, config: IMRConfig) -> losses.PMSPLabels:
     """The 27 labels of what the network will see: after the crop and the flip, before groups are rearranged."""
     if config.signed:
@@ -463,6 +470,7 @@ REAL_CLIP, REAL_START_S = "long_form/tears_of_steel_battle_70s.webm", 13.0
 REAL_CREDIT = "Picture: (CC) Blender Foundation | mango.blender.org"
 
 
+# %% tags=["define"]
 def real_clip(config: IMRConfig) -> media.CompressedClip | None:
     """Five groups of an openly licensed film, or None where ``$AVSSL_DATA`` does not hold it."""
     path = Path(os.environ.get("AVSSL_DATA", "data")) / REAL_CLIP
@@ -519,6 +527,7 @@ def build_trunk(config: IMRConfig, seed: int) -> encoders.IMRNet:
         )
 
 
+# %% tags=["define"]
 def draw_crop(
     batch: dict[str, Tensor], config: IMRConfig, generator: torch.Generator, flip: float
 ) -> transforms.CropDraw:
@@ -703,12 +712,14 @@ def fit_config(config: IMRConfig, steps: int, warmup_steps: int, seed: int) -> t
     )
 
 
+# %% tags=["define"]
 def batches_of(dataset: avdata.GopDataset, config: IMRConfig, seed: int, run: training.World) -> avdata.Loader:
     """Batches of clips in an endless order that ``seed`` fixes."""
     count = min(config.batch, len(dataset)) // run.world_size
     return training.window_loader(dataset, count, seed=seed, world=run, workers=config.workers)
 
 
+# %% tags=["define"]
 def pretrain(
     tasks: tuple[str, ...], config: IMRConfig, videos: Videos, seed: int, run: training.World, **fit_options: object
 ) -> tuple[PretextModel, training.FitResult | None]:
@@ -754,14 +765,20 @@ class Labelled(nn.Module):
         return {name: head(x) for name, head in self.heads.items()}
 
 
+# %% tags=["define"]
 class LateLabelled(Labelled):
     """CoViAR's way: each stream has scores and a loss of its own; scores are added only to predict."""
 
     def __init__(self, trunk: encoders.IMRNet, classes: Mapping[str, tuple[str, ...]], seed: int) -> None:
         super().__init__(trunk, classes, seed)
+        pathways = (trunk.iframes, trunk.motion, trunk.residual)
         with encoders.seeded_init(seed):
-            fused = {name: encoders.LateFusion(len(found), trunk) for name, found in classes.items()}
-        self.heads = nn.ModuleDict({name: late.classifiers for name, late in fused.items()})
+            self.heads = nn.ModuleDict(
+                {
+                    name: nn.ModuleList(nn.Linear(pathway.dim, len(found)) for pathway in pathways)
+                    for name, found in classes.items()
+                }
+            )
 
     def forward(self, streams: Streams) -> dict[str, Tensor]:
         """Scores: of each stream ``(3, B, classes)`` in training, their sum ``(B, classes)`` otherwise."""
@@ -782,6 +799,7 @@ def codes_of(corpus: avdata.Corpus, classes: Mapping[str, tuple[str, ...]]) -> d
     }
 
 
+# %% tags=["define"]
 def labelled_step(config: IMRConfig, codes: Mapping[str, Tensor]):
     """Cross-entropy of all labels; no flip, as left and right are among them."""
 
@@ -797,6 +815,7 @@ def labelled_step(config: IMRConfig, codes: Mapping[str, Tensor]):
     return step
 
 
+# %% tags=["define"]
 def train_with_labels(
     model: Labelled,
     dataset: avdata.GopDataset,
@@ -831,6 +850,7 @@ def placed_batches(
         yield batch, transforms.fixed_crop(count, (height, width))
 
 
+# %% tags=["define"]
 def accuracy(
     model: Labelled, dataset: avdata.PlacedGopDataset, config: IMRConfig, run: training.World
 ) -> dict[str, float]:
@@ -869,6 +889,7 @@ def binding_videos(config: IMRConfig, seed: int) -> Videos:
     return split_videos(avdata.Corpus.load(folder), config, seed)
 
 
+# %% tags=["define"]
 BINDING_LABELS = ("label_moving_shape", "label_present", "label_moving_place")
 
 
@@ -903,6 +924,7 @@ FUSIONS: dict[str, dict[str, object]] = {
 }
 
 
+# %% tags=["define"]
 def run_fusion(
     name: str, config: IMRConfig, videos: Videos, seed: int, run: training.World, **options: object
 ) -> tuple[Labelled, training.FitResult]:
@@ -1001,6 +1023,7 @@ def hit_rates(corpus: avdata.Corpus, config: IMRConfig) -> dict[str, float]:
     return {f"hit_{s}": float(np.mean(found)) for s, found in hits.items()}
 
 
+# %% tags=["define"]
 SCENES: dict[str, dict[str, object]] = {
     "still camera": {},
     "panning camera": {"share_panning": 1.0},
@@ -1015,6 +1038,7 @@ READINGS: dict[str, dict[str, object]] = {
 }
 
 
+# %% tags=["define"]
 def scene_corpus(scene: str, clips: int, seed: int, **recipe: object) -> avdata.Corpus:
     """Videos of one kind of scene, all of them together."""
     folder = build_playground(Travel(**(SCENES[scene] | recipe)), clips=clips, seed=seed, progress=False)
@@ -1065,6 +1089,7 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 
 
+# %% tags=["define"]
 def few_of(videos: Videos, few: int, seed: int) -> avdata.Corpus:
     """Training clips that keep their labels, drawn by ``seed``; all of them for 0."""
     rows = videos.train.rows
@@ -1072,6 +1097,7 @@ def few_of(videos: Videos, few: int, seed: int) -> avdata.Corpus:
     return videos.train.corpus.select(rows=np.sort(drawn))
 
 
+# %% tags=["define"]
 def features(
     trunk: encoders.IMRNet, dataset: avdata.PlacedGopDataset, config: IMRConfig, run: training.World
 ) -> Tensor:
@@ -1092,6 +1118,7 @@ def asked_of(videos: Videos) -> tuple[str, ...]:
     return ours or videos.columns[:1]
 
 
+# %% tags=["define"]
 def probes(
     trunk: encoders.IMRNet, videos: Videos, config: IMRConfig, seed: int, run: training.World
 ) -> dict[str, float]:
@@ -1109,6 +1136,7 @@ def probes(
     return found
 
 
+# %% tags=["define"]
 def finetuned(
     trunk: encoders.IMRNet, videos: Videos, config: IMRConfig, seed: int, run: training.World
 ) -> dict[str, float]:
@@ -1134,6 +1162,7 @@ def pmsp_accuracy(model: PretextModel, videos: Videos, config: IMRConfig, run: t
     return {f"pmsp_{s}": float(torch.cat(found).float().mean()) for s, found in right.items()}
 
 
+# %% tags=["define"]
 def evaluate(
     model: PretextModel, videos: Videos, config: IMRConfig, seed: int, run: training.World
 ) -> dict[str, float]:
@@ -1239,6 +1268,7 @@ def gop_features(maps: encoders.StreamMaps, gops: int) -> Tensor:
     return torch.cat([x.mean((3, 4)).unflatten(2, (gops, -1)).mean(3) for x in streams], 1).transpose(1, 2)
 
 
+# %% tags=["define"]
 class WordModel(nn.Module):
     """A network with a linear classifier for each kind of word on the features of every group."""
 
@@ -1276,6 +1306,7 @@ class Words:
         return held, group[held]
 
 
+# %% tags=["define"]
 def word_step(config: IMRConfig, words: Words):
     """Cross-entropy of every word at its group."""
 
@@ -1298,6 +1329,7 @@ def word_classes(corpus: avdata.Corpus) -> dict[str, tuple[str, ...]]:
     return {kind: tuple(sorted(timed.loc[timed["kind"] == kind, "label"].unique())) for kind in WORDS}
 
 
+# %% tags=["define"]
 def word_features(
     trunk: encoders.IMRNet, videos: Videos, corpus: avdata.Corpus, config: IMRConfig, run: training.World
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -1333,6 +1365,7 @@ def word_probes(
     return metrics
 
 
+# %% tags=["define"]
 def word_training(
     trunk: encoders.IMRNet, videos: Videos, config: IMRConfig, steps: int, few: int, seed: int, run: training.World
 ) -> dict[str, float]:
@@ -1369,6 +1402,7 @@ class Arm:
     changes: tuple[tuple[str, object], ...] = ()  # configuration fields that this arm overrides
 
 
+# %% tags=["define"]
 GRID = (("data", "grid"),)
 ARMS: dict[str, Arm] = (
     {name: Arm("fusion", name) for name in FUSIONS}
@@ -1418,6 +1452,7 @@ def run_cell(arm: str, seed: int, config: IMRConfig) -> dict[str, float]:
     return pretext_cell(recipe, config, videos, seed, run)
 
 
+# %% tags=["define"]
 def pretext_cell(recipe: Arm, config: IMRConfig, videos: Videos, seed: int, run: training.World) -> dict[str, float]:
     """Cells on the videos of ``config.data``: pre-training and its questions, or words, or where labels fall."""
     if recipe.kind == "mouth":
@@ -1434,6 +1469,7 @@ def pretext_cell(recipe: Arm, config: IMRConfig, videos: Videos, seed: int, run:
     return metrics | (pmsp_accuracy(model, videos, config, run) if "pmsp" in model.heads else {})
 
 
+# %% tags=["define"]
 def label_shares(videos: Videos, config: IMRConfig) -> Tensor:
     """How often each cell of the 4×4 grid is the label of a training clip, ``(4, 4)``."""
     dataset = videos.placed(videos.train.corpus)
@@ -1453,38 +1489,32 @@ def label_shares(videos: Videos, config: IMRConfig) -> Tensor:
 # that we had said would matter, and everything else is *undecided at this size*.
 
 
-# %% tags=["define"]
-def arms_figure(
-    ledgers: list[reporting.Ledger], arms: tuple[str, ...], metric: str, label: str, chance: float | None = None
-) -> None:
-    """Recorded values of one metric, a point a seed, for some arms."""
-    for ledger in ledgers:
-        cells = reporting.cells_frame(ledger)
-        cells = cells[cells["arm"].isin(arms) & (cells["metric"] == metric)]
-        if len(cells):
-            figures.arms_over_seeds(cells, label=label, chance=chance)
-
-
 # %%
 NOTHING = "*Nothing recorded yet: `avssl record imr` runs the cells.*"
 ledgers = reporting.read_ledgers(CHAPTER.parents[1], "imr")
 display(Markdown(reporting.verdicts_text(ledgers, corpus="playground") or NOTHING))
 
 # %%
-arms_figure(ledgers, (*FUSIONS, "i-only", "mr-only"), "moving_shape", "which shape moves? (accuracy)")
+_ = figures.recorded_arms(
+    ledgers, "moving_shape", label="which shape moves? (accuracy)", arms=(*FUSIONS, "i-only", "mr-only")
+)
 
 # %%
-arms_figure(ledgers, tuple(TASKS), "motion_finetuned", "direction of motion, fine-tuned on few labels")
+_ = figures.recorded_arms(
+    ledgers, "motion_finetuned", label="direction of motion, fine-tuned on few labels", arms=tuple(TASKS)
+)
 
 # %%
-arms_figure(ledgers, tuple(TASKS), "shape_finetuned", "shape, fine-tuned on few labels")
+_ = figures.recorded_arms(ledgers, "shape_finetuned", label="shape, fine-tuned on few labels", arms=tuple(TASKS))
 
 # %%
 display(Markdown(reporting.verdicts_text(ledgers, corpus="grid") or NOTHING))
 
 # %%
 grid_arms = tuple(name for name in ARMS if name.startswith("grid-"))
-arms_figure(ledgers, grid_arms, "digit_finetuned", "digit from sight, few labels (chance 0.1)", chance=0.1)
+_ = figures.recorded_arms(
+    ledgers, "digit_finetuned", label="digit from sight, few labels (chance 0.1)", arms=grid_arms, chance=0.1
+)
 
 
 # %% [markdown]
@@ -1525,7 +1555,7 @@ display(Markdown(reporting.shortfalls(ledgers) or NOTHING))
 # ## Full scale
 #
 # Any collection becomes readable by groups with one command, and the paper's own recipe is one more. `--dry-run` checks
-# every parameter on your machine, measures a few steps at a tiny batch, and projects memory and hours:
+# every parameter on your machine, measures a few steps at two tiny batches, and projects memory and hours:
 #
 # ```
 # avssl data compress /data/kinetics400 /data/kinetics400-gop12 --size 256
@@ -1535,31 +1565,207 @@ display(Markdown(reporting.shortfalls(ledgers) or NOTHING))
 
 
 # %% tags=["define"]
-def dry_run(config: IMRConfig) -> dict[str, object]:
-    """A few videos, a tiny batch, two steps: shapes and speed of this configuration, projected to its real size.
+CHOICES = {
+    "motion": ("codec", "accumulated"),
+    "residual": ("coded", "pixel"),
+    "depth": (18, 50),
+    "connections": ("none", "unidirectional", "bidirectional"),
+    "resampling": ("conv", "interpolate"),
+    "operator": ("literal", "four_derivatives", "raw"),
+    "optimiser": ("adamw", "sgd"),
+    "schedule": ("cosine", "constant"),
+    "precision": ("float32", "bf16"),
+    "device": ("auto", "cpu", "cuda"),
+}
+POSITIVE = ("clips", "gops", "gop_size", "stride", "crop", "width", "gamma", "batch", "steps", "label_steps", "lr")
+NOT_NEGATIVE = ("binding_clips", "leak", "store", "few", "few_steps", "ctp_weight", "weight_decay", "workers")
 
-    Returns the shapes that were seen, parameters, seconds a clip, peak memory, and the projection's line.
-    """
-    tiny = replace(config, data="playground", clips=12, batch=2, steps=2, warmup_steps=0, workers=0)
-    run = training.join(None if config.device == "auto" or not torch.cuda.is_available() else config.device)
-    videos = split_videos(open_corpus(tiny, 0), tiny, 0)
-    arm = config.arms.split(",")[-1]
-    model, fitted = pretrain(TASKS[arm], tiny, videos, 0, run)
-    seconds = fitted.wall_s / (tiny.steps * tiny.batch)
-    projection = reporting.project(
-        seconds_per_sample=seconds,
-        batch=config.batch,
-        steps=config.steps,
-        memory_bytes={tiny.batch: fitted.peak_memory},
-        devices=run.world_size,
+
+# %% tags=["define"]
+def check_values(config: IMRConfig) -> None:
+    """Raise on the first value that the chapter would only trip over later, naming what it takes instead."""
+    for name, known in CHOICES.items():
+        if (value := getattr(config, name)) not in known:
+            raise ValueError(f"{name}={value!r}: use one of {', '.join(map(str, known))}")
+    for name in (*POSITIVE, *NOT_NEGATIVE):
+        value, least = getattr(config, name), "positive" if name in POSITIVE else "0 or more"
+        if value < 0 or (value == 0 and name in POSITIVE):
+            raise ValueError(f"{name}={value}: must be {least}")
+    for name, known in (("arms", TASKS), ("fusions", FUSIONS)):
+        unknown = [part for part in getattr(config, name).split(",") if part not in known]
+        if unknown:
+            raise ValueError(f"{name}={getattr(config, name)!r}: no such {unknown}; use {', '.join(known)}")
+    if not config.streams or set(config.streams) - set("imr"):
+        raise ValueError(f"streams={config.streams!r}: use letters of 'imr'")
+    check_sizes(config)
+
+
+# %% tags=["define"]
+def check_sizes(config: IMRConfig) -> None:
+    """Raise where two sizes do not fit each other, or a task has nothing to be asked of."""
+    if config.leak > 1:
+        raise ValueError(f"leak={config.leak}: it is a share, at most 1")
+    if config.store and config.crop > config.store:
+        raise ValueError(f"crop={config.crop} does not fit into store={config.store}")
+    if config.width % config.gamma:
+        raise ValueError(f"gamma={config.gamma} does not divide width={config.width}")
+    if config.stride >= config.gop_size:
+        raise ValueError(f"stride={config.stride} keeps no P-frame of groups of gop_size={config.gop_size}")
+    playground = config.data == "playground" or config.binding_clips
+    if playground and (config.gop_size != TRAVEL.gop or config.gops * TRAVEL.gop > TRAVEL.fps * TRAVEL.duration_s):
+        held = f"{TRAVEL.fps * TRAVEL.duration_s / TRAVEL.gop:.0f} groups of {TRAVEL.gop}"
+        raise ValueError(f"gops={config.gops}, gop_size={config.gop_size}: the playground's clips have {held}")
+    tasks = {task for name in config.arms.split(",") for task in TASKS[name]}
+    if "ctp" in tasks and config.gops < 3:
+        raise ValueError(f"gops={config.gops}: two groups cannot be shuffled, only exchanged; CTP takes 3 or more")
+    if tasks & {"ctp", "ctp-binary", "infonce"} and config.batch < 2:
+        raise ValueError(f"batch={config.batch}: {', '.join(sorted(tasks))} need another clip; use 2 or more")
+
+
+# %% [markdown]
+# What a dry run measures are the very trainings that the notebook runs: pre-training with every task, all that is
+# trained with labels, and the fusion experiment, on a few made-up clips as long and as large as the real ones.
+
+
+# %% tags=["define"]
+Fit = Callable[[IMRConfig, training.World], training.FitResult]
+
+
+def fit_pretext(name: str, videos: Videos, config: IMRConfig, run: training.World) -> training.FitResult:
+    """Pre-train one arm that has a task."""
+    fitted = pretrain(TASKS[name], config, videos, 0, run)[1]
+    assert fitted is not None
+    return fitted
+
+
+# %% tags=["define"]
+def fit_labels(videos: Videos, config: IMRConfig, run: training.World) -> training.FitResult:
+    """Train the network with two labels of each clip, as fine-tuning does."""
+    classes = classes_of(videos.train.corpus, ("label_motion", "label_shape"))
+    return train_with_labels(
+        Labelled(build_trunk(config, 0), classes, 0), videos.train, config, config.label_steps, 0, run
     )
-    kept = config.gops * len(gop_spec(config).positions)
-    return {
-        "network input": f"I {(3, config.gops, config.crop, config.crop)}, M and R with {kept} frames",
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "measured": f"{1e3 * seconds:.1f} ms a clip on {run.device.type}",
-        "projection": projection.line(),
+
+
+def fit_fusion(name: str, videos: Videos, config: IMRConfig, run: training.World) -> training.FitResult:
+    """Train one network of the fusion experiment."""
+    return run_fusion(name, config, videos, 0, run)[1]
+
+
+# %% tags=["define"]
+def trainings(config: IMRConfig, videos: Videos, pair: Videos | None) -> dict[str, tuple[Fit, int]]:
+    """Every training that a run of these parameters consists of, and its optimiser steps."""
+    arms = config.arms.split(",")
+    found: dict[str, tuple[Fit, int]] = {
+        f"pre-training, {name}": (partial(fit_pretext, name, videos), config.steps) for name in arms if TASKS[name]
     }
+    if labelled := len(arms) * (config.few_steps + (config.label_steps if config.downstream else 0)):
+        found["with labels"] = partial(fit_labels, videos), labelled
+    if pair is not None:
+        fusions = config.fusions.split(",")
+        found |= {f"fusion, {name}": (partial(fit_fusion, name, pair), config.label_steps) for name in fusions}
+    return found
+
+
+# %% tags=["define"]
+def made_up_videos(config: IMRConfig, clips: int) -> Videos:
+    """Clips of the playground with groups, length and size of the real ones, under a still camera."""
+    seconds, side = config.gops * config.gop_size / TRAVEL.fps, config.store or config.crop
+    recipe = replace(
+        TRAVEL,
+        size=max(TRAVEL.size, side + side % 2),
+        gop=config.gop_size,
+        duration_s=seconds,
+        speed=TRAVEL.speed * TRAVEL.duration_s / seconds,
+        share_panning=0.0,
+    )
+    return split_videos(avdata.Corpus.load(build_playground(recipe, clips=clips, seed=0, progress=False)), config, 0)
+
+
+# %% tags=["define"]
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one training after a few steps of it."""
+
+    steps: int  # of the real run
+    seconds: float  # a clip
+    peaks: Mapping[int, int]  # bytes, by clips a device
+    reading: float  # share of the time
+
+
+def measured_step(fit: Fit, config: IMRConfig, count: int, run: training.World) -> tuple[float, int, float]:
+    """Seconds, peak memory and share of reading of a step on ``count`` clips, after two to warm up.
+
+    Weights hardly move.
+    """
+    short = {"steps": 3, "label_steps": 3, "warmup_steps": 0, "label_warmup_steps": 0, "lr": 1e-6}
+    if run.device.type == "cuda":  # a training's own peak, not that of the one before
+        torch.cuda.reset_peak_memory_stats(run.device)
+    fitted = fit(replace(config, batch=count * run.world_size, **short), run)
+    ends = fitted.history["wall_s"].to_numpy()
+    return float(ends[-1] - ends[-2]), fitted.peak_memory, fitted.wait_share
+
+
+# %% tags=["define"]
+def observed_shapes(config: IMRConfig, videos: Videos) -> dict[str, str]:
+    """A batch of two clips by its keys, and what the network and the PMSP labels make of it."""
+    batch = next(batches_of(videos.train, replace(config, batch=2), 0, training.World.single()).batches())
+    crop = draw_crop(batch, config, torch.Generator().manual_seed(0), flip=0.5)
+    seen = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    seen |= {f"network input, {s}": x for s, x in zip("IMR", prepare(batch, crop, config), strict=True)}
+    shapes = {name: f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for name, value in seen.items()}
+    labels = motion_labels(batch["every_motion"], crop, config)
+    return shapes | {"PMSP labels": f"{sum(label.shape[1] for label in labels.labels.values())} a clip"}
+
+
+# %% tags=["define"]
+def dry_run(config: IMRConfig) -> dict[str, object]:
+    """Made-up clips, steps on two and on three of them for every training: keys, shapes, and the cost of the real size.
+
+    Time is in proportion to clips, memory a straight line through the two sizes, so that weights are not multiplied.
+    Reading counts in full, as if no worker did it meanwhile; evaluation does not count.
+    """
+    check_values(config)
+    run = training.join(None if config.device == "auto" or not torch.cuda.is_available() else config.device)
+    tiny = replace(config, workers=0, remember=False, binding_clips=12 + 4 * run.world_size)
+    with run.main_first():
+        videos = made_up_videos(tiny, tiny.binding_clips)
+        pair = binding_videos(tiny, 0) if config.binding_clips else None
+    report: dict[str, object] = dict(observed_shapes(tiny, videos))
+    for name in config.arms.split(","):
+        model = PretextModel(build_trunk(config, 0), TASKS[name], config.gops)
+        report[f"parameters, {name}"] = sum(p.numel() for p in model.parameters())
+    costs = []
+    for fit, steps in trainings(config, videos, pair).values():
+        (_, small, _), (seconds, large, reading) = (measured_step(fit, tiny, count, run) for count in (2, 3))
+        costs.append(Measured(steps, seconds / 3, {2: small, 3: large}, reading))
+    return report | projections(costs, config, run)
+
+
+# %% tags=["define"]
+def projections(costs: Sequence[Measured], config: IMRConfig, run: training.World) -> dict[str, str]:
+    """Hours and memory of all trainings on these devices and, for a GPU's budget, on eight and 64 of them."""
+    if not costs:
+        return {"projection": "nothing is trained"}
+    speed, reading = (1e3 * np.mean([each.seconds for each in costs]), np.mean([each.reading for each in costs]))
+    lines = {"measured": f"{speed:.1f} ms a clip on {run.device.type}, {100 * reading:.0f} % of it reading"}
+    for devices in sorted({run.world_size, 8, 64} if config.device == "cuda" else {run.world_size}):
+        parts = [
+            reporting.project(
+                seconds_per_sample=each.seconds,
+                batch=config.batch,
+                steps=each.steps,
+                memory_bytes=each.peaks,
+                devices=devices,
+            )
+            for each in costs
+        ]
+        whole = reporting.Projection(
+            sum(p.hours for p in parts), sum(p.device_hours for p in parts), max(p.memory_gib for p in parts)
+        )
+        name = "projection" if devices == run.world_size else f"projection, {devices} such devices"
+        lines[name] = whole.line()
+    return lines
 
 
 # %% [markdown]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -42,10 +43,101 @@ def test_every_claimed_arm_is_defined_and_every_described_one_exists(imr: Module
     assert set(sheet.arms) <= set(imr.ARMS)
 
 
-@pytest.mark.parametrize("budget", ["smoke", "small", "record", "full-kinetics400"])
+FULL = sorted(path.stem for path in CHAPTER.glob("full-*.yaml"))
+BUDGETS = ["smoke", "small", "record", *FULL]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
 def test_budgets_fit_the_configuration(imr: ModuleType, budget: str) -> None:
     config = imr.make_config(**read_budget(CHAPTER, budget))
     assert config.steps > 0 and set(config.arms.split(",")) <= set(imr.TASKS)
+
+
+def test_dry_run_measures_and_projects(imr: ModuleType, tiny: object) -> None:
+    report = imr.dry_run(replace(tiny, arms="scratch,pmsp-ctp", fusions="late"))
+    assert {"iframes", "every_motion", "start_s", "parameters, scratch", "measured", "projection"} <= set(report)
+    kept = tiny.gops * len(imr.gop_spec(tiny).positions)
+    assert report["network input, I"] == f"(2, 3, {tiny.gops}, {tiny.crop}, {tiny.crop}) float32"
+    assert report["network input, R"] == f"(2, 3, {kept}, {tiny.crop}, {tiny.crop}) float32"
+    assert report["PMSP labels"] == "27 a clip"
+    assert report["parameters, scratch"] < report["parameters, pmsp-ctp"]
+    assert "GiB" in report["projection"] and "of it reading" in report["measured"]
+
+
+def test_dry_run_counts_every_training(imr: ModuleType, tiny: object) -> None:
+    config = replace(tiny, arms="scratch,pmsp", fusions="none,late", steps=5, label_steps=7, few_steps=2)
+    counted = {name: steps for name, (_, steps) in imr.trainings(config, None, "binding").items()}
+    assert counted == {"pre-training, pmsp": 5, "with labels": 4, "fusion, none": 7, "fusion, late": 7}
+    downstream = {
+        name: steps for name, (_, steps) in imr.trainings(replace(config, downstream="x"), None, None).items()
+    }
+    assert downstream == {"pre-training, pmsp": 5, "with labels": 18}
+
+
+def test_memory_is_a_straight_line_and_devices_share_the_batch(imr: ModuleType, tiny: object) -> None:
+    gib = 2**30
+    costs = [imr.Measured(3600, 0.5, {2: 3 * gib, 3: 4 * gib}, 0.2), imr.Measured(1800, 0.5, {2: gib, 3: gib}, 0.4)]
+    lines = imr.projections(costs, replace(tiny, batch=64, device="cuda"), CPU)
+    assert lines["measured"] == "500.0 ms a clip on cpu, 30 % of it reading"
+    assert lines["projection"] == "48.0 h (48 device-hours), 65.0 GiB a device"  # 1 GiB of weights, 1 GiB a clip
+    assert lines["projection, 8 such devices"] == "6.0 h (48 device-hours), 9.0 GiB a device"
+    assert lines["projection, 64 such devices"] == "0.8 h (48 device-hours), 2.0 GiB a device"
+    assert set(imr.projections(costs, tiny, CPU)) == {"measured", "projection"}
+    assert imr.projections([], tiny, CPU) == {"projection": "nothing is trained"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", FULL)
+def test_dry_run_of_the_papers_run(imr: ModuleType, budget: str) -> None:
+    """Every value of the file but the picture's size and the precision, so that networks of full size take seconds."""
+    smaller = {"store": 40, "crop": 32, "precision": "float32", "device": "cpu"}
+    report = imr.dry_run(imr.make_config(**(read_budget(CHAPTER, budget) | smaller)))
+    trunk = sum(p.numel() for p in imr.encoders.IMRNet(18).parameters())
+    assert report["parameters, pmsp-ctp"] > trunk and report["network input, M"] == "(2, 2, 25, 32, 32) float32"
+    hours, memory = (float(x) for x in re.findall(r"([\d.]+) h .*?([\d.]+) GiB", report["projection"])[0])
+    assert hours > 10 and memory > 1  # on one CPU
+
+
+def test_groups_of_another_size_have_a_dry_run(imr: ModuleType, tiny: object) -> None:
+    """Own videos need not be like the playground's."""
+    config = replace(tiny, data="elsewhere", gops=6, gop_size=15, store=0, binding_clips=0, arms="arrow", few_steps=0)
+    report = imr.dry_run(config)
+    assert report["every_motion"].startswith("(2, 2, 90, ") and report["PMSP labels"] == "27 a clip"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"motion": "coviar"}, "motion='coviar': use one of codec, accumulated"),
+        ({"residual": "pixels"}, "use one of coded, pixel"),
+        ({"depth": 34}, "depth=34: use one of 18, 50"),
+        ({"connections": "both"}, "use one of none, unidirectional, bidirectional"),
+        ({"operator": "prewitt"}, "use one of literal, four_derivatives, raw"),
+        ({"precision": "fp8"}, "use one of float32, bf16"),
+        ({"arms": "pmsp,pmps"}, "no such \\['pmps'\\]; use scratch, pmsp"),
+        ({"fusions": "early"}, "no such \\['early'\\]; use none, unidirectional"),
+        ({"streams": "rgb"}, "streams='rgb': use letters of 'imr'"),
+        ({"steps": 0}, "steps=0: must be positive"),
+        ({"few": -1}, "few=-1: must be 0 or more"),
+        ({"leak": 1.5}, "it is a share"),
+        ({"crop": 60}, "does not fit into store"),
+        ({"gamma": 3}, "gamma=3 does not divide width"),
+        ({"stride": 12}, "keeps no P-frame"),
+        ({"gops": 6}, "the playground's clips have 5 groups of 12"),
+        ({"gops": 2, "arms": "ctp"}, "CTP takes 3 or more"),
+        ({"batch": 1}, "need another clip"),
+    ],
+)
+def test_dry_run_refuses_what_the_run_would_trip_over(
+    imr: ModuleType, tiny: object, changes: dict[str, object], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        imr.dry_run(replace(tiny, **changes))
+
+
+def test_every_budget_passes_the_check(imr: ModuleType) -> None:
+    for budget in BUDGETS:
+        imr.check_values(imr.make_config(**read_budget(CHAPTER, budget)))
 
 
 def test_signed_sums_may_be_taken_before_the_derivative(imr: ModuleType, tiny: object) -> None:
