@@ -42,6 +42,9 @@ Temporal = Literal["attention", "average"]
 
 KEEP_BYTES = 32 * 2**20  # what stage 2 may keep for the backward pass of one layer before it is recomputed instead
 PART_ROWS = 256  # queries (times clips) handled at once; more was no faster on a CPU and needs more memory
+# A GPU needs enough of them to be busy between two launches: with 256, four clips of 8x14x14 tokens took 1.8 times as long
+# as the plain definition on an H200 (benchmarks/results/attention_cuda_float32.json, recorded before this line was).
+GPU_PART_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,8 @@ class TrajectoryAttention(SpaceTimeAttention):
         space = n // num_frames
         kept = n * batch * self.dim * (num_frames + 2 * heads) * q.element_size()
         recompute = kept > KEEP_BYTES if self.recompute is None else self.recompute
-        step = max(1, PART_ROWS // (batch * space)) if recompute else num_frames
+        rows = GPU_PART_ROWS if q.is_cuda else PART_ROWS
+        step = max(1, rows // (batch * space)) if recompute else num_frames
         outputs = []
         for first in range(0, num_frames, step):
             part = q[:, :, first * space : (first + step) * space].permute(2, 0, 1, 3).flatten(1, 2)  # (M, B * h, d)

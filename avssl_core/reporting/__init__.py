@@ -2,9 +2,10 @@
 
 from avssl_core.reporting.claims import Claim, ClaimsError, ClaimSheet, Control, Side, load_claim_sheet, load_claims
 from avssl_core.reporting.codehash import CodeHash, code_hash
-from avssl_core.reporting.cost import Cost, Projection, duration, project
+from avssl_core.reporting.cost import Cost, MeasuredTraining, Projection, duration, project, projection_lines
 from avssl_core.reporting.definitions import load_definitions
 from avssl_core.reporting.environment import commit, hardware, versions
+from avssl_core.reporting.finish import finish_run
 from avssl_core.reporting.judging import MissingMetricError, judge, needed_cells, select_claims
 from avssl_core.reporting.ledger import (
     CellRecord,
@@ -41,6 +42,7 @@ __all__ = [
     "Cost",
     "Ledger",
     "LedgerError",
+    "MeasuredTraining",
     "MissingMetricError",
     "Projection",
     "Side",
@@ -55,6 +57,7 @@ __all__ = [
     "commit",
     "control_outcome",
     "duration",
+    "finish_run",
     "hardware",
     "judge",
     "ledger_path",
@@ -65,6 +68,7 @@ __all__ = [
     "needed_cells",
     "notebook_parameters",
     "project",
+    "projection_lines",
     "read_budget",
     "read_ledgers",
     "select_claims",

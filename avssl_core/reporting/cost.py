@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 GIB = float(1 << 30)
@@ -85,6 +85,50 @@ def project(
     )
     memory = memory_bytes[large] + slope * (per_device - large)
     return Projection(hours, hours * devices, memory / GIB)
+
+
+@dataclass(frozen=True)
+class MeasuredTraining:
+    """What a dry run knows of one training after a few steps of it."""
+
+    batch: int  # samples a step of the real run, over all devices
+    steps: int  # of the real run
+    seconds: float  # a sample
+    peaks: Mapping[int, int]  # bytes, by samples a device
+
+
+def projection_lines(
+    trainings: Sequence[MeasuredTraining], *, world_size: int = 1, others: Sequence[int] = ()
+) -> dict[str, str]:
+    """Hours and memory of trainings that run one after the other, a named line for each number of devices.
+
+    Args:
+        trainings: their hours add up; the memory is that of the largest.
+        world_size: devices of this run; its line is called ``projection``.
+        others: further numbers of such devices to project to.
+
+    Raises:
+        ValueError: nothing is trained, or as :func:`project`.
+    """
+    if not trainings:
+        raise ValueError("there is nothing to project: no training was measured")
+    lines = {}
+    for devices in sorted({world_size, *others}):
+        parts = [
+            project(
+                seconds_per_sample=each.seconds,
+                batch=each.batch,
+                steps=each.steps,
+                memory_bytes=each.peaks,
+                devices=devices,
+            )
+            for each in trainings
+        ]
+        whole = Projection(
+            sum(p.hours for p in parts), sum(p.device_hours for p in parts), max(p.memory_gib for p in parts)
+        )
+        lines["projection" if devices == world_size else f"projection, {devices} such devices"] = whole.line()
+    return lines
 
 
 def duration(seconds: float) -> str:

@@ -1755,20 +1755,12 @@ def check_sizes(config: MotionformerConfig) -> None:
 
 
 # %% tags=["define"]
-@dataclass(frozen=True)
-class Measured:
-    """What is known of one training after a few steps of it."""
-
-    batch: int  # of the real run, over all devices
-    steps: int  # of the real run
-    seconds: float  # a clip
-    peaks: Mapping[int, int]  # bytes, by clips a device
-
-
 Fit = Callable[[MotionformerConfig], training.FitResult]
 
 
-def measured(fit: Fit, config: MotionformerConfig, run: training.World, steps: int, *, per: int = 1) -> Measured:
+def measured(
+    fit: Fit, config: MotionformerConfig, run: training.World, steps: int, *, per: int = 1
+) -> reporting.MeasuredTraining:
     """Steps on one clip a device and on two, each after two to warm up; weights hardly move.
 
     Args:
@@ -1785,11 +1777,13 @@ def measured(fit: Fit, config: MotionformerConfig, run: training.World, steps: i
         fitted = fit(replace(config, batch=count * run.world_size, steps=3, image_steps=3, lr=1e-6))
         ends, samples = fitted.history["wall_s"].to_numpy(), count * per
         peaks[samples], seconds = fitted.peak_memory, float(ends[-1] - ends[-2]) / samples
-    return Measured(per * config.batch, steps, seconds, peaks)
+    return reporting.MeasuredTraining(per * config.batch, steps, seconds, peaks)
 
 
 # %% tags=["define"]
-def measured_arm(name: str, config: MotionformerConfig, videos: Videos, run: training.World) -> list[Measured]:
+def measured_arm(
+    name: str, config: MotionformerConfig, videos: Videos, run: training.World
+) -> list[reporting.MeasuredTraining]:
     """The trainings of one arm: its network's and, where it starts from single frames, the image transformer's."""
     arm = ARMS[name]
 
@@ -1848,30 +1842,8 @@ def dry_run(config: MotionformerConfig) -> dict[str, object]:
         network = build_model(ARMS[name], own, videos.classes, 0)
         report[f"parameters, {name}"] = sum(p.numel() for p in network.parameters())
     report["measured"] = f"{1e3 * np.mean([each.seconds for each in costs]):.1f} ms a clip on {run.device.type}"
-    return report | projections(costs, config, run)
-
-
-# %% tags=["define"]
-def projections(costs: Sequence[Measured], config: MotionformerConfig, run: training.World) -> dict[str, str]:
-    """Hours and memory of all trainings on these devices and, for a GPU's budget, on eight and 64 of them."""
-    lines = {}
-    for devices in sorted({run.world_size, 8, 64} if config.device == "cuda" else {run.world_size}):
-        parts = [
-            reporting.project(
-                seconds_per_sample=each.seconds,
-                batch=each.batch,
-                steps=each.steps,
-                memory_bytes=each.peaks,
-                devices=devices,
-            )
-            for each in costs
-        ]
-        whole = reporting.Projection(
-            sum(p.hours for p in parts), sum(p.device_hours for p in parts), max(p.memory_gib for p in parts)
-        )
-        name = "projection" if devices == run.world_size else f"projection, {devices} such devices"
-        lines[name] = whole.line()
-    return lines
+    others = (8, 64) if config.device == "cuda" else ()
+    return report | reporting.projection_lines(costs, world_size=run.world_size, others=others)
 
 
 # %% [markdown]
@@ -1888,10 +1860,4 @@ def projections(costs: Sequence[Measured], config: MotionformerConfig, run: trai
 # 6. `orders=6`. Which pairs of classes does each network confuse?
 
 # %%
-claims = [claim for ledger in ledgers for claim in reporting.claims_table(ledger).to_dict("records")]
-if run.is_main and "AVSSL_RUN_DIR" in os.environ:
-    Path(os.environ["AVSSL_RUN_DIR"], "claims.json").write_text(
-        json.dumps({"claims": claims, "this run": results}, indent=1)
-    )
-assert all(np.isfinite(list(metrics.values())).all() for metrics in results.values())
-reporting.claims_table(ledgers)[["claim", "effect", "seeds", "verdict"]] if ledgers else "no claims recorded yet"
+reporting.finish_run(ledgers, results, is_main=run.is_main)

@@ -2035,10 +2035,4 @@ def dry_run(config: ExtremalChapterConfig) -> dict[str, object]:
 # 6. Randomise only the *first* layer (`mode="independent"`). Which maps change?
 
 # %%
-claims = [claim for ledger in ledgers for claim in reporting.claims_table(ledger).to_dict("records")]
-if run.is_main and "AVSSL_RUN_DIR" in os.environ:
-    Path(os.environ["AVSSL_RUN_DIR"], "claims.json").write_text(
-        json.dumps({"claims": claims, "this run": results}, indent=1)
-    )
-assert all(np.isfinite(list(metrics.values())).all() for metrics in results.values())
-reporting.claims_table(ledgers)[["claim", "effect", "seeds", "verdict"]] if ledgers else "no claims recorded yet"
+reporting.finish_run(ledgers, results, is_main=run.is_main)

@@ -14,7 +14,7 @@ import torch
 
 from avssl_core import losses, training, transforms
 from avssl_core.data import Corpus
-from avssl_core.reporting import load_claim_sheet, load_definitions, read_budget
+from avssl_core.reporting import load_claim_sheet, load_definitions, read_budget, read_ledgers
 
 CHAPTER = Path(__file__).resolve().parents[2] / "chapters" / "12_imr"
 CPU = training.World.single("cpu")
@@ -72,18 +72,6 @@ def test_dry_run_counts_every_training(imr: ModuleType, tiny: object) -> None:
         name: steps for name, (_, steps) in imr.trainings(replace(config, downstream="x"), None, None).items()
     }
     assert downstream == {"pre-training, pmsp": 5, "with labels": 18}
-
-
-def test_memory_is_a_straight_line_and_devices_share_the_batch(imr: ModuleType, tiny: object) -> None:
-    gib = 2**30
-    costs = [imr.Measured(3600, 0.5, {2: 3 * gib, 3: 4 * gib}, 0.2), imr.Measured(1800, 0.5, {2: gib, 3: gib}, 0.4)]
-    lines = imr.projections(costs, replace(tiny, batch=64, device="cuda"), CPU)
-    assert lines["measured"] == "500.0 ms a clip on cpu, 30 % of it reading"
-    assert lines["projection"] == "48.0 h (48 device-hours), 65.0 GiB a device"  # 1 GiB of weights, 1 GiB a clip
-    assert lines["projection, 8 such devices"] == "6.0 h (48 device-hours), 9.0 GiB a device"
-    assert lines["projection, 64 such devices"] == "0.8 h (48 device-hours), 2.0 GiB a device"
-    assert set(imr.projections(costs, tiny, CPU)) == {"measured", "projection"}
-    assert imr.projections([], tiny, CPU) == {"projection": "nothing is trained"}
 
 
 @pytest.mark.slow
@@ -249,3 +237,22 @@ def test_words_on_real_sentences(imr: ModuleType, tiny: object, real_data: Path,
     features = imr.word_features(imr.build_trunk(config, 0).eval(), videos, videos.test.corpus, config, CPU)
     assert all(len(x) == len(videos.test) for x, _ in features.values())  # no word falls between the two starts
     assert imr.label_shares(videos, config).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_what_the_chapter_says_of_recorded_networks_is_in_the_ledger() -> None:
+    """The paragraphs around the figure of pairs: who binds, who guesses, and whose sight suffers in which order."""
+    (ledger,) = (each for each in read_ledgers(CHAPTER.parents[1], "imr") if each.device == "cuda")
+
+    def mean(arm: str, metric: str) -> float:
+        values = ledger.values(arm, metric)
+        assert len(values) == 5, f"{arm}: {sorted(values)}"
+        return sum(values.values()) / len(values)
+
+    for arm in ("unidirectional", "bidirectional", "no-attention"):
+        assert mean(arm, "moving_shape") / mean(arm, "present") > 0.9
+    assert mean("none", "moving_shape") / mean("none", "present") < 0.65
+    order = [mean(arm, "present") for arm in ("none", "unidirectional", "bidirectional", "no-attention")]
+    assert order == sorted(order, reverse=True)
+    verdicts = {claim.id: claim.verdict for claim in ledger.claims}
+    assert verdicts["unidirectional-over-none"] == "reproduced"
+    assert verdicts["bidirectional-over-unidirectional"] == "not reproduced"

@@ -292,21 +292,11 @@ def test_dry_run_counts_the_image_transformer_too(
 ) -> None:
     """Of two arms, four trainings: networks of ``batch`` clips, image transformers of twice as many frames."""
     kept: list[object] = []
-    monkeypatch.setattr(chapter, "projections", lambda costs, config, run: kept.extend(costs) or {})
+    monkeypatch.setattr(chapter.reporting, "projection_lines", lambda costs, **_: kept.extend(costs) or {})
     chapter.dry_run(replace(tiny, arms="joint,divided", image_steps=7, steps=11))
     assert [(each.batch, each.steps) for each in kept] == [(6, 11), (12, 7)] * 2
     assert [sorted(each.peaks) for each in kept] == [[1, 2], [2, 4]] * 2
     assert all(each.seconds > 0 for each in kept)
-
-
-def test_memory_is_a_straight_line_and_devices_share_the_batch(chapter: ModuleType, tiny: object) -> None:
-    gib = 2**30
-    costs = [chapter.Measured(64, 3600, 0.5, {1: 2 * gib, 2: 3 * gib}), chapter.Measured(128, 900, 0.5, {2: gib // 64})]
-    lines = chapter.projections(costs, replace(tiny, device="cuda"), CPU)
-    assert lines["projection"] == "48.0 h (48 device-hours), 65.0 GiB a device"  # 1 GiB of weights, 1 GiB a clip
-    assert lines["projection, 8 such devices"] == "6.0 h (48 device-hours), 9.0 GiB a device"
-    assert lines["projection, 64 such devices"] == "0.8 h (48 device-hours), 2.0 GiB a device"
-    assert set(chapter.projections(costs, tiny, CPU)) == {"projection"}
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
