@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from avssl_core.data import (
     make_loader,
     open_corpus,
 )
-from avssl_core.media import GopSpec, MediaError
+from avssl_core.media import GopSpec, MediaError, MediaReader, write_clip
 
 SPEC = GopSpec(2, 12, 4, every_motion=True)
 
@@ -59,6 +60,25 @@ def test_clips_that_cannot_serve_are_left_out_with_their_reasons(corpus: Corpus)
     assert "2 groups of 12 pictures in a row" in reasons["long.avi"]
     with pytest.raises(NoUsableClipsError, match="none of the 7 clips"):
         GopDataset(corpus, GopSpec(9, 12, 2), seed=0)
+
+
+def test_clips_bring_the_sound_of_their_groups_and_silent_ones_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    pictures = torch.from_numpy(drifting(48).transpose(0, 3, 1, 2).copy())
+    wave = torch.sin(torch.arange(48 * 640) / 16000 * 2 * torch.pi * torch.linspace(200, 900, 48 * 640)) * 0.5
+    write_clip(folder / "loud.mp4", pictures, wave, fps=25, sample_rate=16000)
+    write_clip(folder / "silent.mp4", pictures, fps=25)
+    dataset = GopDataset(open_corpus(folder, progress=False), replace(SPEC, sample_rate=16000), seed=0)
+    assert dict(dataset.refused) == {"silent.mp4": "has no sound"} and len(dataset) == 1
+    item = dataset[0, 0]
+    with MediaReader(folder / "loud.mp4") as plain:
+        expected = plain.samples(float(item["start_s"]), num_samples=24 * 640, sample_rate=16000)
+    assert item["waveform"].shape == (24 * 640,)
+    torch.testing.assert_close(item["waveform"], expected)
 
 
 def test_draws_depend_on_seed_epoch_and_index_alone(corpus: Corpus) -> None:
