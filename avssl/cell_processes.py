@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +29,13 @@ class Failure:
 
 
 def run_cells(
-    requests: Iterable[CellRequest], *, jobs: int, timeout_s: float, cwd: Path
-) -> Iterator[tuple[CellRequest, Failure | None]]:
+    requests: Iterable[CellRequest],
+    *,
+    jobs: int,
+    timeout_s: float,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Generator[tuple[CellRequest, Failure | None], None, None]:
     """Run cells, at most ``jobs`` at a time; yield each as it ends. Leaving the loop ends those at work.
 
     Args:
@@ -38,6 +43,7 @@ def run_cells(
         jobs: processes side by side.
         timeout_s: a cell that takes longer is killed and counts as failed.
         cwd: working directory of the cells.
+        environment: variables of the cells on top of this process's own.
     """
     queue = list(requests)
     running: list[tuple[CellRequest, subprocess.Popen[bytes], float]] = []
@@ -45,7 +51,7 @@ def run_cells(
         while queue or running:
             while queue and len(running) < jobs:
                 request = queue.pop(0)
-                running.append((request, _start(request, cwd), time.monotonic()))
+                running.append((request, _start(request, cwd, environment or {}), time.monotonic()))
             for entry in list(running):
                 request, process, started = entry
                 late = time.monotonic() - started > timeout_s
@@ -60,10 +66,11 @@ def run_cells(
             _end(process)
 
 
-def _start(request: CellRequest, cwd: Path) -> subprocess.Popen[bytes]:
+def _start(request: CellRequest, cwd: Path, own: Mapping[str, str]) -> subprocess.Popen[bytes]:
     output = Path(request.output)
     request.write(output.with_suffix(".request"))
-    environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONHASHSEED": "0", "PYTHONFAULTHANDLER": "1"}
+    fixed = {**dict.fromkeys(_THREADS, "1"), "PYTHONHASHSEED": "0", "PYTHONFAULTHANDLER": "1"}
+    environment = {**os.environ, **own, **fixed}
     with open(output.with_suffix(".log"), "wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "avssl.cell", str(output.with_suffix(".request")), str(os.getpid())],

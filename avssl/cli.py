@@ -15,7 +15,7 @@ from rich.table import Table
 from avssl.data_cli import data_app
 from avssl.errors import UsageError
 from avssl.manifest import BOOK, costs, load_manifest
-from avssl.run import ChapterFailed, Outcome, Plan, execute, finished, measure, plan_run
+from avssl.run import ChapterFailed, Outcome, Plan, check_values, execute, finished, measure, plan_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +73,8 @@ def run(
     if dry_run and "dry_run" not in plan.parameters:
         show_measured(measure(plan))
         return
+    if rank is None:
+        check_values(plan)
     if rank is not None:
         outcome = ranks.run_rank(plan, rank)
     elif nproc > 1:
@@ -186,6 +188,36 @@ def record(
         extended=extended,
         dry_run=dry_run,
         allow_uncommitted=allow_uncommitted,
+        console=console,
+    )
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def keep(
+    chapter: Annotated[str, typer.Argument(help="Name of a chapter.")],
+    reason: Annotated[str, typer.Option(help="Why the edit cannot change a figure; the ledger keeps it.")] = "",
+    arm: Annotated[list[str] | None, typer.Option(help="An arm to compare; one or more.")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", help="name=value; makes the compared cells short.")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="Budget of the ledger.")] = "record",
+    device: Annotated[str, typer.Option(help="Whose ledger, cpu or cuda; the comparison runs on the CPU.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of the compared cells.")] = 0,
+    book: BookOption = None,
+) -> None:
+    """Keep recorded cells across an edit of the code that changes no figure, after comparing both codes on a few."""
+    from avssl.keep import keep_chapter
+
+    report = keep_chapter(
+        load_manifest(book).runnable(chapter).folder,
+        reason=reason,
+        arms=arm or [],
+        overrides=parameter or [],
+        budget=budget,
+        device=device,
+        seed=seed,
         console=console,
     )
     if not report.ok:

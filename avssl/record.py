@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from avssl.cell_processes import Failure, run_cells
 from avssl.errors import UsageError
-from avssl.recording_status import Key, Plan, Status, make_plan, read_status, remember_code
+from avssl.recording_status import Key, Plan, Status, kept_edits, make_plan, read_status, remember_code
 from avssl_core.reporting import (
     CellRecord,
     Ledger,
@@ -96,7 +96,7 @@ def record_chapter(
         return Report(before)
     if before.missing:
         _require_committed(plan.folder / "claims.yaml", allow=allow_uncommitted, console=console)
-    with _sole_recording(plan.cells_dir):
+    with sole_recording(plan.cells_dir):
         remember_code(plan)
         ran, failures = _run_all(plan, before, jobs, cell_timeout_s, console)
         after = read_status(plan, jobs)
@@ -136,8 +136,12 @@ def _require_committed(claims: Path, *, allow: bool, console: Console) -> None:
 
 
 @contextmanager
-def _sole_recording(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: two recordings of the same cells would run everything twice."""
+def sole_recording(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: two recordings of the same cells would run everything twice.
+
+    Raises:
+        UsageError: another process holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
         try:
@@ -191,6 +195,7 @@ def _write_ledger(plan: Plan, after: Status) -> None:
         wall_s=sum(cell.wall_s for cell in cells),
         claims=after.claims,
         cells=cells,
+        kept=kept_edits(plan),  # of the ledger that is about to be replaced
     ).write(plan.ledger)
 
 

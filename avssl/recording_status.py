@@ -19,11 +19,13 @@ from avssl_core.reporting import (
     ClaimResult,
     ClaimSheet,
     CodeHash,
+    KeptEdit,
     Ledger,
     LedgerError,
     MissingMetricError,
     code_hash,
     duration,
+    edits_text,
     judge,
     ledger_path,
     load_claim_sheet,
@@ -44,7 +46,7 @@ class Status:
     ``done`` holds the valid records by (arm, seed), ``missing`` what the selection still needs, ``stale`` counts
     records of older code or configuration and ``changed`` names the definitions behind that (where known),
     ``hours_left`` is an estimate from measured cells (``None`` before the
-    first one).
+    first one), ``kept`` counts the edits of the code that the ledger's cells outlived by ``avssl keep``.
     """
 
     chapter: str
@@ -58,9 +60,10 @@ class Status:
     claims: tuple[ClaimResult, ...]
     problems: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    kept: int = 0
 
     def line(self) -> str:
-        """One line: done, missing, stale, time left."""
+        """One line: done, kept, missing, stale, time left."""
         left = (
             "time left unknown until a cell has run"
             if self.hours_left is None
@@ -71,7 +74,8 @@ class Status:
             more = f" and {len(self.changed) - 3} more" if len(self.changed) > 3 else ""
             stale += f" (changed: {', '.join(self.changed[:3])}{more})"
         missing = f"{len(self.missing)} missing ({left})" if self.missing else "nothing missing"
-        return f"{self.chapter} {self.budget}-{self.device}: {len(self.done)} cells done, {missing}{stale}"
+        kept = f" (kept across {edits_text(self.kept)})" if self.kept else ""
+        return f"{self.chapter} {self.budget}-{self.device}: {len(self.done)} cells done{kept}, {missing}{stale}"
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,18 @@ def read_status(plan: Plan, jobs: int) -> Status:
         claims=claims,
         problems=problems,
         changed=_changed(plan, [c for c in known if not plan.valid(c)]),
+        kept=len(kept_edits(plan)),
     )
+
+
+def kept_edits(plan: Plan) -> tuple[KeptEdit, ...]:
+    """Edits across which the ledger's cells came to today's code.
+
+    ``avssl keep`` carries all cells of a ledger over at once, so the list is about the code that its last entry leads
+    to. Where today's is another one, the cells are stale or were run anew, and the list is not about them.
+    """
+    kept = Ledger.read(plan.ledger).kept if plan.ledger.is_file() else ()
+    return kept if kept and kept[-1]["to"] == plan.code.sha256 else ()
 
 
 def remember_code(plan: Plan) -> None:

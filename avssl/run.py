@@ -153,15 +153,33 @@ def measure(plan: Plan) -> dict[str, Any]:
     absent = [name for name in ("make_config", "dry_run") if not hasattr(module, name)]
     if absent:
         raise UsageError(f"chapter {plan.chapter.name} has no dry run: it defines no {' and no '.join(absent)}.")
-    with contextlib.chdir(plan.chapter.folder):
-        try:
-            config = module.make_config(**plan.parameters)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"chapter {plan.chapter.name}: {error}") from error
-        try:
-            return dict(module.dry_run(config))
-        except ValueError as error:  # a value that only the run itself could refuse
-            raise UsageError(f"chapter {plan.chapter.name}: {error}") from error
+    # ValueError of the run itself: a value that only it could refuse
+    with contextlib.chdir(plan.chapter.folder), _refused(plan, TypeError, ValueError):
+        config = module.make_config(**plan.parameters)
+    with contextlib.chdir(plan.chapter.folder), _refused(plan, ValueError):
+        return dict(module.dry_run(config))
+
+
+def check_values(plan: Plan) -> None:
+    """Let the chapter refuse values now, by its own ``check_values``, that it would only trip over minutes later.
+
+    Raises:
+        UsageError: with the chapter's words.
+    """
+    from avssl_core.reporting import load_definitions
+
+    module = load_definitions(plan.chapter.script)
+    if hasattr(module, "make_config") and hasattr(module, "check_values"):
+        with contextlib.chdir(plan.chapter.folder), _refused(plan, TypeError, ValueError):
+            module.check_values(module.make_config(**plan.parameters))
+
+
+@contextlib.contextmanager
+def _refused(plan: Plan, *kinds: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except kinds as error:
+        raise UsageError(f"chapter {plan.chapter.name}: {error}") from error
 
 
 def execute(plan: Plan, *, rank: int = 0, progress: bool = True) -> Outcome:

@@ -42,8 +42,8 @@ Temporal = Literal["attention", "average"]
 
 KEEP_BYTES = 32 * 2**20  # what stage 2 may keep for the backward pass of one layer before it is recomputed instead
 PART_ROWS = 256  # queries (times clips) handled at once; more was no faster on a CPU and needs more memory
-# A GPU needs enough of them to be busy between two launches: with 256, four clips of 8x14x14 tokens took 1.8 times as long
-# as the plain definition on an H200 (benchmarks/results/attention_cuda_float32.json, recorded before this line was).
+# A GPU needs enough of them to be busy between two launches: with 256, four clips of 8x14x14 tokens took 1.8 times as
+# long as the plain definition on an H200 (benchmarks/results/attention_cuda_float32.json, recorded before this line).
 GPU_PART_ROWS = 8192
 
 

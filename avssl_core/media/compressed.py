@@ -6,14 +6,18 @@ them out without rebuilding the pictures, where that is possible, and says so wh
 ==================  ==============================================================  =======================
 asked for           decoded                                                         streams
 ==================  ==============================================================  =======================
-intra pictures      their packets                                                   any
-vectors             headers and vectors of the wanted P pictures                    no B pictures
+intra pictures      their packets                                                   MPEG-4 Part 2; others, no B
+vectors             headers and vectors of the wanted P pictures                    MPEG-4 Part 2, no B
+vectors             every picture up to the last one wanted                         other codecs, no B
 coded residual      the wanted P pictures, each alone                               MPEG-4 Part 2, no B
 pixel residual      every picture up to the last one wanted                         no B pictures
 ==================  ==============================================================  =======================
 
 The *coded* residual is the prediction error in the bitstream. The *pixel* residual is CoViAR's (Wu et al. 2018): a
 decoded picture minus a decoded reference displaced by whole vectors. They differ where vectors have fractions.
+
+Vectors are taken to point one picture back. H.264 and its successors may refer further back, and libav does not tell
+which picture was meant: for such streams ask for a transcoded copy (`avssl data compress`), whose vectors cannot.
 """
 
 from __future__ import annotations
@@ -128,7 +132,11 @@ class CompressedReader:
 
         Raises:
             WindowError, DecodeError: no such group; damaged.
+            StructureError: B pictures in a stream other than MPEG-4 Part 2, whose packets do not come in the order of
+                their times.
         """
+        if self.structure.layer is None and self.structure.obstacle is not None:
+            raise StructureError(self._name, f"has {self.structure.obstacle}; {_REMEDY}")
         wanted = [n for n, gop in enumerate(self.structure.gops) if not gop.headless] if gops is None else gops
         frames = [self._decoders.intra(packet) for packet in self._keys([self._gop(number) for number in wanted])]
         return _rgb(self._name, frames, size)
@@ -145,9 +153,10 @@ class CompressedReader:
         self._require(first, spec)
         groups = [self._gop(first + number) for number in range(spec.gops)]
         packets = self._group_packets(groups, spec.last)
-        parts = [
-            self._pixel(group, spec) if spec.residual == "pixel" else self._alone(group, spec) for group in packets
-        ]
+        read = self._pixel if spec.residual == "pixel" else self._alone
+        if spec.residual is None and self.structure.coded_obstacle is not None:
+            read = self._vectors_of_all
+        parts = [read(group, spec) for group in packets]
         frames = [self._decoders.intra(group[0]) for group in packets]
         return self._assembled(groups, frames, parts, spec)
 
@@ -242,6 +251,13 @@ class CompressedReader:
             elif spec.motion is not None or spec.every_motion:
                 blocks[position] = self._decoders.vectors(packet)
         return _Part(blocks, [packet is None for packet in packets], planes, None)
+
+    def _vectors_of_all(self, packets: list[Any], spec: GopSpec) -> _Part:
+        """Vectors of a group whose pictures do not decode alone: all are decoded up to the last one wanted."""
+        missing = [packet is None for packet in packets]
+        if spec.motion is None and not spec.every_motion:
+            return _Part([_NO_BLOCKS] * (spec.last + 1), missing, None, None)
+        return _Part([blocks for _, blocks in self._decoders.all_of(packets)], missing, None, None)
 
     def _pixel(self, packets: list[Any], spec: GopSpec) -> _Part:
         """Vectors and pixel residuals of a group, from all of its pictures up to the last one wanted."""

@@ -147,7 +147,7 @@ def find_structure(packets: Iterable[Any], stream: Any) -> Structure:
         ValueError: a header is damaged.
     """
     context, layer, packed, first = stream.codec_context, None, False, True
-    groups = _Groups(float(stream.time_base))
+    groups, latest = _Groups(float(stream.time_base)), None
     for packet in packets:
         at = stamp(packet)
         if at is None or packet.is_corrupt:  # the end, or where the file was cut
@@ -157,6 +157,9 @@ def find_structure(packets: Iterable[Any], stream: Any) -> Structure:
             layer, first = find_layer(context.extradata, data), False
             packed = has_packed_mark(context.extradata, data)
         kind, several = _kind(packet, data, layer)
+        if layer is None and latest is not None and at < latest:
+            kind = "B"  # coded after a picture that is shown later: other codecs' packets tell by their times alone
+        latest = at if latest is None else max(latest, at)
         groups.add(kind, at, packet.size)
         packed = packed or several
     groups.close()

@@ -1,5 +1,6 @@
 """Claims, verdicts, the ledger and cost lines: what reproduced, what did not, and what cannot be told."""
 
+from avssl_core.reporting.afterwards import contrasts_table
 from avssl_core.reporting.claims import Claim, ClaimsError, ClaimSheet, Control, Side, load_claim_sheet, load_claims
 from avssl_core.reporting.codehash import CodeHash, code_hash
 from avssl_core.reporting.cost import Cost, MeasuredTraining, Projection, duration, project, projection_lines
@@ -11,6 +12,8 @@ from avssl_core.reporting.ledger import (
     CellRecord,
     ClaimResult,
     ControlResult,
+    KeptCheck,
+    KeptEdit,
     Ledger,
     LedgerError,
     ledger_path,
@@ -22,6 +25,7 @@ from avssl_core.reporting.tables import (
     cells_frame,
     claims_for_terminal,
     claims_table,
+    edits_text,
     listed_claims,
     shortfalls,
     to_markdown,
@@ -40,6 +44,8 @@ __all__ = [
     "Control",
     "ControlResult",
     "Cost",
+    "KeptCheck",
+    "KeptEdit",
     "Ledger",
     "LedgerError",
     "MeasuredTraining",
@@ -55,8 +61,10 @@ __all__ = [
     "claims_table",
     "code_hash",
     "commit",
+    "contrasts_table",
     "control_outcome",
     "duration",
+    "edits_text",
     "finish_run",
     "hardware",
     "judge",

@@ -1,10 +1,10 @@
 """The ledger: one JSON file a chapter, budget and device, holding what was claimed, what came out, and every cell
 behind it.
 
-``results/<chapter>/<budget>-<device>.json`` is written by ``avssl record`` alone, atomically, and committed. Devices
-never mix: each has a file of its own. Playground and real corpora share the file and are told apart by ``corpus``
-(:meth:`Ledger.of_corpus`). Intervals that are not known yet (fewer than two seeds) are ``null`` in JSON and infinite
-here.
+``results/<chapter>/<budget>-<device>.json`` is written by ``avssl record``, atomically, and committed; ``avssl keep``
+alone may say that an edit of the code left its figures as they are. Devices never mix: each has a file of its own.
+Playground and real corpora share the file and are told apart by ``corpus`` (:meth:`Ledger.of_corpus`). Intervals that
+are not known yet (fewer than two seeds) are ``null`` in JSON and infinite here.
 """
 
 from __future__ import annotations
@@ -16,9 +16,37 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 Metrics = Mapping[str, float | list[Any]]
+
+# in words, in every entry of ``kept``: what the comparison behind it is worth
+KEPT_NOTE = "a few short cells gave equal figures on a CPU: evidence that the edit changes none, not proof"
+
+
+class KeptCheck(TypedDict):
+    """A cell that the old and the new code both ran, with equal figures: its overrides of the budget, its metrics."""
+
+    arm: str
+    seed: int
+    overrides: dict[str, Any]
+    metrics: list[str]
+
+
+# An edit of the code across which the cells were kept: ``commit`` holds the code that hashes to ``from``, and the
+# definitions ``changed`` lie between it and ``to``. Written as a call because ``from`` is a keyword.
+KeptEdit = TypedDict(
+    "KeptEdit",
+    {
+        "from": str,
+        "to": str,
+        "commit": str,
+        "reason": str,
+        "changed": list[str],
+        "checked": list[KeptCheck],
+        "note": str,
+    },
+)
 
 
 class LedgerError(ValueError):
@@ -76,7 +104,10 @@ class ClaimResult:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Everything recorded for one chapter at one budget on one kind of device."""
+    """Everything recorded for one chapter at one budget on one kind of device.
+
+    ``kept`` lists, oldest first, the edits of the code that the cells outlived without being run again.
+    """
 
     chapter: str
     budget: str
@@ -89,6 +120,7 @@ class Ledger:
     wall_s: float
     claims: tuple[ClaimResult, ...]
     cells: tuple[CellRecord, ...]
+    kept: tuple[KeptEdit, ...] = ()
 
     def claim(self, claim_id: str) -> ClaimResult:
         """The result of one claim.
@@ -118,7 +150,10 @@ class Ledger:
 
     def write(self, path: str | Path) -> None:
         """Write atomically: readers see the old file or the whole new one."""
-        write_json(path, asdict(self))
+        data = asdict(self)
+        if not self.kept:
+            del data["kept"]  # most ledgers have none, and are written as they were before there was such a list
+        write_json(path, data)
 
     @classmethod
     def read(cls, path: str | Path) -> Ledger:
@@ -132,7 +167,8 @@ class Ledger:
         try:
             claims = tuple(_claim(entry) for entry in data.pop("claims"))
             cells = tuple(CellRecord(**entry) for entry in data.pop("cells"))
-            return cls(**{**data, "seeds": tuple(data["seeds"])}, claims=claims, cells=cells)
+            kept = tuple(_kept(entry) for entry in data.pop("kept", ()))
+            return cls(**{**data, "seeds": tuple(data["seeds"])}, claims=claims, cells=cells, kept=kept)
         except (KeyError, TypeError) as error:
             raise LedgerError(f"{path} is not a ledger of this version ({error}); record the chapter again") from error
 
@@ -196,6 +232,12 @@ def _claim(entry: Mapping[str, Any]) -> ClaimResult:
     if control is not None:
         control = ControlResult(**{**control, **_interval(control)})
     return ClaimResult(**{**entry, **_interval(entry), "control": control, "differences": tuple(entry["differences"])})
+
+
+def _kept(entry: Mapping[str, Any]) -> KeptEdit:
+    if set(entry) != KeptEdit.__required_keys__:
+        raise KeyError(f"an edit in 'kept' has {', '.join(sorted(KeptEdit.__required_keys__))}, got {sorted(entry)}")
+    return cast(KeptEdit, entry)
 
 
 def _interval(entry: Mapping[str, Any]) -> dict[str, Any]:

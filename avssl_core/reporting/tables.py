@@ -56,7 +56,7 @@ def claims_table(
             "paper": f"{claim.paper['figure']} ({claim.paper['source']})",
             "metric": claim.metric,
             "ordering": f"{claim.better} > {claim.worse}",
-            "effect": _signed(claim.effect),
+            "effect": signed(claim.effect),
             "95 % interval": interval_text(claim.ci),
             "seeds": claim.n_seeds,
             "verdict": claim.verdict if claim.n_seeds else NOT_RECORDED,
@@ -114,7 +114,13 @@ def verdicts_text(ledgers: Ledger | Iterable[Ledger], *, corpus: str) -> str:
 def _recorded_on(ledger: Ledger, corpus: str) -> str:
     """Where the cells were computed: figures of different kinds of device never meet in one claim."""
     where = dict.fromkeys(cell.hardware for cell in ledger.cells if cell.corpus == corpus and cell.hardware)
-    return f"Recorded on {' and '.join(where) or 'unnamed hardware'} (`{ledger.budget}`, {ledger.device}):"
+    kept = f", kept across {edits_text(len(ledger.kept))}" if ledger.kept else ""
+    return f"Recorded on {' and '.join(where) or 'unnamed hardware'} (`{ledger.budget}`, {ledger.device}{kept}):"
+
+
+def edits_text(count: int) -> str:
+    """``1 edit of the code``, ``2 edits of the code``: how often figures were kept instead of recorded again."""
+    return f"{count} edit{'' if count == 1 else 's'} of the code"
 
 
 def shortfalls(ledgers: Ledger | Iterable[Ledger]) -> str:
@@ -132,10 +138,10 @@ def shortfalls(ledgers: Ledger | Iterable[Ledger]) -> str:
         if claim.n_seeds < 2:
             missing += 1
         elif claim.verdict != REPRODUCED:
-            found = f"`{claim.metric}`, {claim.better} over {claim.worse}: {_signed(claim.effect)}"
+            found = f"`{claim.metric}`, {claim.better} over {claim.worse}: {signed(claim.effect)}"
             lines.append(f"- **{claim.verdict.capitalize()}.** {claim.statement} ({found} {interval_text(claim.ci)})")
         if claim.n_seeds >= 2 and claim.control is not None and claim.control.outcome == "not as expected":
-            found = f"{_signed(claim.control.effect)} {interval_text(claim.control.ci)}"
+            found = f"{signed(claim.control.effect)} {interval_text(claim.control.ci)}"
             lines.append(f"- **A control that surprises**, of `{claim.id}`: {claim.control.statement} ({found})")
     if missing:
         lines.append(f"- **Not recorded yet**: {missing} of {len(claims)} claims.")
@@ -215,17 +221,18 @@ def to_rich(frame: pd.DataFrame, *, title: str | None = None, digits: int = 3) -
 
 def interval_text(ci: tuple[float, float]) -> str:
     """``[+0.010, +0.052]``, or an en dash where two seeds are still missing."""
-    return f"[{_signed(ci[0])}, {_signed(ci[1])}]" if all(math.isfinite(end) for end in ci) else "–"
+    return f"[{signed(ci[0])}, {signed(ci[1])}]" if all(math.isfinite(end) for end in ci) else "–"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """Three decimals with a sign, or an en dash for what is no number."""
     return f"{value:+.3f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def _control_text(control: ControlResult | None) -> str:
     if control is None:
         return "–"
-    return f"{control.outcome}: {_signed(control.effect)} {interval_text(control.ci)} ({control.statement})"
+    return f"{control.outcome}: {signed(control.effect)} {interval_text(control.ci)} ({control.statement})"
 
 
 def _scalar_metrics(ledger: Ledger) -> list[str]:

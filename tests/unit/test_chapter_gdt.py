@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,7 +18,15 @@ from torch import Tensor, nn
 from avssl_core import losses, training
 from avssl_core.data import Corpus
 from avssl_core.media import write_clip
-from avssl_core.reporting import load_claim_sheet, load_definitions, read_budget
+from avssl_core.reporting import (
+    Ledger,
+    contrasts_table,
+    load_claim_sheet,
+    load_definitions,
+    read_budget,
+    read_ledgers,
+    t_interval,
+)
 
 CHAPTER = Path(__file__).resolve().parents[2] / "chapters" / "01_gdt"
 
@@ -187,7 +197,10 @@ def test_dry_run_of_the_papers_run(gdt: ModuleType, budget: str) -> None:
     [
         ({"encoder": "fool"}, "encoder='fool': use one of fast, full"),
         ({"variant": "dirceted"}, "use one of directed"),
-        ({"arms": "l,zz"}, "no hypothesis \\['zz'\\]"),
+        ({"arms": "l,zz"}, "unknown arm 'zz'. Valid: a, e, f"),
+        ({"arms": "a,b"}, "unknown arm 'b'"),  # a row of the paper's table without an arm
+        ({"arms": "ll"}, "unknown arm 'll'; did you mean 'l'"),
+        ({"arms": "random"}, "unknown arm 'random'"),  # an arm that nothing trains
         ({"precision": "fp8"}, "use one of float32, bf16"),
         ({"num_frames": 0}, "num_frames=0: must be positive"),
         ({"temperature": 0.0}, "temperature=0.0: must be positive"),
@@ -197,8 +210,18 @@ def test_dry_run_of_the_papers_run(gdt: ModuleType, budget: str) -> None:
 def test_dry_run_refuses_what_the_run_would_trip_over(
     gdt: ModuleType, tiny: object, changes: dict[str, object], told: str
 ) -> None:
-    with pytest.raises(ValueError, match=told):
-        gdt.dry_run(replace(tiny, **changes))
+    for refuses in (gdt.dry_run, gdt.check_values):
+        with pytest.raises(ValueError, match=told):
+            refuses(replace(tiny, **changes))
+
+
+def test_what_can_be_trained_here_are_the_papers_rows_with_an_arm(gdt: ModuleType) -> None:
+    assert tuple(row for row in losses.HYPOTHESES if row in gdt.ARMS) == gdt.TRAINED_ROWS
+
+
+def test_the_notebook_checks_its_parameters_where_it_reads_them() -> None:
+    (cell,) = (c for c in (CHAPTER / "gdt.py").read_text().split("# %%") if "config = make_config(" in c)
+    assert "check_values(config)" in cell
 
 
 def test_any_folder_of_clips_can_be_learned_from(
@@ -224,6 +247,38 @@ def test_grid_lips_brings_its_words(
     corpus = gdt.open_corpus(replace(tiny, data="grid"), 0)
     assert (corpus.index["split"] == "test").sum() == 208
     assert {"command", "colour", "digit"} <= set(corpus.timed["kind"])
+
+
+@pytest.fixture
+def few_sentences(real_data: Path, tmp_path: Path) -> Path:
+    """A folder that holds ``grid_lips`` with sixty of its sentences."""
+    source = real_data / "grid_lips"
+    if not (source / "words.csv").is_file():
+        pytest.skip(f"no grid_lips in {real_data}; data_prep.grid makes one from the public archives")
+    folder = tmp_path / "few" / "grid_lips"
+    folder.mkdir(parents=True)
+    words = pd.read_csv(source / "words.csv").sample(60, random_state=0)
+    words.to_csv(folder / "words.csv", index=False)
+    for name in words["file"]:
+        (folder / Path(name).name).symlink_to(source / Path(name).name)
+    return folder.parent
+
+
+@pytest.mark.parametrize("arm", ["grid-j", "grid-supervised"])
+def test_a_grid_cell_runs_on_real_sentences(
+    gdt: ModuleType, tiny: object, few_sentences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
+) -> None:
+    """The recorded recipe, but for its size: windows of its own length and rate, from files to every figure."""
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AVSSL_DATA", str(few_sentences))
+    recipe = gdt.ARMS[arm]
+    smaller = (("samples_per_step", 24), ("steps", 2), ("shifts", 2))
+    monkeypatch.setitem(gdt.ARMS, arm, replace(recipe, changes=(*recipe.changes, *smaller)))
+    metrics = gdt.run_cell(arm, 0, tiny)
+    (ledger,) = (each for each in read_ledgers(CHAPTER.parents[1], "gdt") if each.values("grid-j", "digit_sight"))
+    assert set(metrics) == set(next(cell for cell in ledger.cells if cell.arm == arm).metrics)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert all(0 <= value <= 1 for name, value in metrics.items() if name.endswith(("sight", "sound", "_r1", "_r5")))
 
 
 def test_the_papers_protocols_on_a_folder_with_a_subfolder_a_class(
@@ -259,3 +314,148 @@ def _write_flat(path: Path, level: int) -> None:
 def _unlabelled() -> tuple[Corpus, Corpus]:
     corpus = Corpus(Path(), pd.DataFrame({"clip_id": ["c"], "uri": ["c.mp4"], "duration_s": [1.0]}))
     return corpus, corpus
+
+
+# ---- what the chapter says in words of what was recorded
+
+
+def _ledger_of(corpus: str) -> Ledger:
+    (ledger,) = (each for each in read_ledgers(CHAPTER.parents[1], "gdt") if each.of_corpus(corpus).cells)
+    return ledger
+
+
+def _five(ledger: Ledger, arm: str, metric: str) -> list[float]:
+    values = ledger.values(arm, metric)
+    assert len(values) == 5, f"{arm}, {metric}: {sorted(values)}"
+    return [values[seed] for seed in sorted(values)]
+
+
+def _mean(ledger: Ledger, arm: str, metric: str) -> float:
+    return float(np.mean(_five(ledger, arm, metric)))
+
+
+def _difference(ledger: Ledger, metric: str, first: str, second: str) -> tuple[float, float, float]:
+    """Mean and interval of first minus second, seed by seed."""
+    pairs = zip(_five(ledger, first, metric), _five(ledger, second, metric), strict=True)
+    return t_interval([x - y for x, y in pairs])
+
+
+def _holds_zero(interval: tuple[float, float, float]) -> bool:
+    return interval[1] <= 0 <= interval[2]
+
+
+def test_what_the_chapter_says_of_grid_networks_is_in_the_ledger(gdt: ModuleType) -> None:
+    """The paragraphs around the figure of pairs: which networks left the plateau, and which verdicts follow."""
+    ledger = _ledger_of("grid")
+    plateau = math.log(dict(gdt.GRID)["samples_per_step"] // 2)
+    ends = {arm: np.array(_five(ledger, f"grid-{arm}", "final_loss")) for arm in "egj"}
+    assert (abs(ends["g"] - plateau) < 0.01).all()  # all five are where they began
+    assert (ends["j"] < plateau - 0.5).all()  # all five have left
+    assert ends["e"].min() < ends["j"].min() and (abs(ends["e"] - plateau) < 0.01).sum() == 1
+    digits = [value for arm in "egj" for value in _five(ledger, f"grid-{arm}", "digit_sight")]
+    assert np.corrcoef(np.concatenate([ends[arm] for arm in "egj"]), digits)[0, 1] < -0.9  # along one line
+    verdicts = {claim.id: claim.verdict for claim in ledger.claims}
+    for claim in ("grid-distinctive-over-invariant", "grid-distinctive-retrieval", "grid-command"):
+        assert verdicts[claim] == "reproduced"
+    for claim in ("grid-cross-over-within", "grid-cross-over-random", "grid-below-ceiling"):
+        assert verdicts[claim] == "undecided at this size"
+    for metric in ("digit_sight", "colour_sight"):
+        assert _mean(ledger, "grid-e", metric) - _mean(ledger, "grid-a", metric) > 0.1
+        assert _mean(ledger, "grid-e", metric) - _mean(ledger, "grid-random", metric) > 0.05
+    reading = sorted(_five(ledger, "grid-supervised", "digit_sight"))
+    assert reading[-1] > 0.4 and reading[-2] < 0.3  # one of five reads lips
+    assert all(_mean(ledger, "grid-random", f"{kind}_sound") > 0.8 for kind in ("command", "colour", "digit"))
+
+
+def test_what_the_chapter_says_of_grid_contrasts_is_in_the_ledger(gdt: ModuleType) -> None:
+    """The paragraphs around the tables of contrasts: a claim over (a) has a low bar."""
+    ledger = _ledger_of("grid")
+    words = ("command", "colour", "digit")
+    asked = [f"{kind}_{sense}" for sense in ("sight", "sound") for kind in words]
+    retrieval = ["sound_from_sight_r1", "sound_from_sight_r5"]
+    for metric in (*asked[:3], *retrieval):
+        assert _difference(ledger, metric, "grid-j", "grid-g")[1] > 0
+    for metric in (*asked, *retrieval):
+        assert _holds_zero(_difference(ledger, metric, "grid-e", "grid-random"))
+    for metric in asked[3:]:
+        assert _five(ledger, "grid-a", metric) == _five(ledger, "grid-supervised", metric)
+        assert _five(ledger, "grid-a", metric) == _five(ledger, "grid-random", metric)
+        assert max(abs(_difference(ledger, metric, f"grid-{x}", f"grid-{y}")[0]) for x, y in ("ea", "jg")) < 0.06
+    for metric in ("command_sight", "colour_sight"):
+        assert _difference(ledger, metric, "grid-a", "grid-random")[2] < 0  # training within sight costs
+    commands = gdt.parts_of_gain(ledger, "command_sight", "e", "a")
+    assert commands["whole"] == pytest.approx(ledger.claim("grid-command").effect)
+    assert 0.5 < commands["share of the latter"] < 0.6  # more than half
+    assert gdt.parts_of_gain(ledger, "digit_sight", "j", "g")["share of the latter"] == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_contrasts_of_the_grid_leave_claims_to_their_verdicts(gdt: ModuleType) -> None:
+    ledger = _ledger_of("grid")
+    table = gdt.grid_contrasts(ledger, [("e", "a"), ("a", "e"), ("j", "g")])
+    assert table.index.tolist()[:3] == ["command_sight", "colour_sight", "digit_sight"] and len(table) == 8
+    assert table.loc["digit_sight"].tolist() == ["a claim, above"] * 3  # whichever way round
+    assert table.loc["colour_sight", "e over a"].startswith("+0.186 [")
+    assert table.columns.name == contrasts_table([], []).columns.name
+
+
+def test_what_the_chapter_says_of_the_playground_is_in_the_ledger() -> None:
+    """Who gains over random weights, the prediction about direction that failed, and who has hardly begun."""
+    ledger = _ledger_of("playground")
+    rows = ("a", "e", "g", "h", "j", "k", "l", "m", "random")
+    for row in ("a", "g", "h", "k"):  # no better than random weights at events
+        assert _holds_zero(_difference(ledger, "event_sight", row, "random"))
+    for metric in ("event_sight", "direction_sight"):
+        assert _mean(ledger, "supervised", metric) > max(_mean(ledger, row, metric) for row in rows)
+    assert _mean(ledger, "supervised", "identity_sight") < min(_mean(ledger, row, "identity_sight") for row in rows)
+    for row in ("random", "h", "l"):
+        assert t_interval(_five(ledger, row, "direction_sight"))[1] > 0.5  # not at chance
+    assert _holds_zero(_difference(ledger, "direction_sight", "l", "random"))
+    assert _difference(ledger, "event_sight", "l", "random")[1] > 0
+    for row in "hk":
+        assert _difference(ledger, "direction_sight", row, "random")[2] < 0
+    assert _difference(ledger, "event_sight", "j", "g")[1] > 0
+    identity = _difference(ledger, "identity_sight", "j", "g")
+    assert identity[0] < 0 and _holds_zero(identity)
+    for metric in ("identity_sight", "direction_sight"):
+        assert _holds_zero(_difference(ledger, metric, "m", "l"))
+    for k in (1, 5):
+        found = {row: _mean(ledger, row, f"sound_from_sight_r{k}") for row in rows}
+        assert found["random"] == pytest.approx(k / 100, abs=0.01) and found["g"] > 3 * found["random"]
+        assert found["random"] < min(found["h"], found["k"])
+        assert max(found[row] for row in "ghk") < 0.5 * min(found[row] for row in "ejlm")
+    assert min(_mean(ledger, row, "final_loss") for row in "ghk") > max(_mean(ledger, r, "final_loss") for r in "ejlm")
+
+
+def test_what_the_chapter_says_of_variances_is_so() -> None:
+    """When a batch of the tree beats the direct estimate; which column of the benchmark is corrected."""
+    generator = torch.Generator().manual_seed(0)
+    strata = losses.GaussianStrata.draw(8, 4, generator, noise=0.5)
+
+    def report(per_stratum: int, spread: float) -> losses.VarianceReport:
+        moved = replace(strata, means=spread * strata.means)
+        return losses.StratifiedVariance(moved, per_stratum=per_stratum).run(repeats=300, generator=generator)
+
+    for shape in ((2, 1.0), (4, 2.0)):
+        assert (told := report(*shape)).simulated_gdt < told.appendix_direct
+        assert told.simulated_gdt < 0.5 * told.simulated_naive
+    for shape in ((4, 1.0), (8, 1.0), (4, 0.5), (4, 0.25)):
+        assert (told := report(*shape)).simulated_gdt > told.appendix_direct
+    assert told.simulated_gdt > 0.7 * told.simulated_naive  # little to gain
+    stored = json.loads((CHAPTER.parents[1] / "benchmarks" / "results" / "gradient_variance.json").read_text())
+    for kind in (each for seed in stored["seeds"] for each in seed.values()):
+        variance, square = math.exp(kind["log_variance"]), math.exp(kind["log_squared_mean"])
+        uncorrected = square + variance / kind["batches"]
+        assert kind["log_relative_variance"] == pytest.approx(math.log(variance / uncorrected), abs=1e-6)
+
+
+def test_the_released_loss_has_eq_1s_value_for_three_rows_and_not_its_gradient(gdt: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name in "efghijklm":
+        row = losses.HYPOTHESES[name]
+        z = nn.functional.normalize(torch.randn((*row.counts(6), 16), generator=generator), dim=-1).requires_grad_()
+        printed = losses.CompositionalNCE(0.1).from_codes(
+            z.flatten(0, 4), row.codes(6), row.kinds, row.weight_mode, modality=2
+        )
+        released = losses.PairwiseGDTLoss(name, temperature=0.1)(gdt.variants_of(z, row))
+        assert torch.isclose(printed, released, atol=1e-5) == (name in "eij")
+        assert not torch.allclose(*(torch.autograd.grad(loss, z)[0] for loss in (printed, released)), rtol=0.1)

@@ -64,6 +64,28 @@ def test_dry_run_measures_and_projects(imr: ModuleType, tiny: object) -> None:
     assert "GiB" in report["projection"] and "of it reading" in report["measured"]
 
 
+def test_the_papers_downstream_protocol_on_folders_of_an_official_split(
+    imr: ModuleType, tiny: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classes from subfolders, the split from train/ and test/, three crops of each held-out video, and flips."""
+    made = Corpus.load(imr.build_playground(replace(imr.TRAVEL, size=64), clips=10, seed=3, progress=False))
+    for number in range(10):
+        folder = tmp_path / ("train" if number < 6 else "test") / ("rising", "falling")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.mp4").write_bytes(made.source(number).read_bytes())
+    flips, crops = set(), []
+    drawn, fixed = imr.draw_crop, imr.transforms.fixed_crop
+    monkeypatch.setattr(imr, "draw_crop", lambda *a, flip: flips.add(flip) or drawn(*a, flip=flip))
+    monkeypatch.setattr(imr.transforms, "fixed_crop", lambda *a, **k: crops.append(k.get("position")) or fixed(*a, **k))
+    config = replace(tiny, downstream=str(tmp_path), data=str(tmp_path), streams="im")
+    model = imr.PretextModel(imr.build_trunk(config, 0), (), config.gops)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = imr.downstream_accuracy(model, config, 0, CPU)
+    assert found in {n / 4 for n in range(5)}
+    assert flips == {0.5} and crops == [0.0, 0.5, 1.0] * 4
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # a copy is trained
+
+
 def test_dry_run_counts_every_training(imr: ModuleType, tiny: object) -> None:
     config = replace(tiny, arms="scratch,pmsp", fusions="none,late", steps=5, label_steps=7, few_steps=2)
     counted = {name: steps for name, (_, steps) in imr.trainings(config, None, "binding").items()}
@@ -256,3 +278,26 @@ def test_what_the_chapter_says_of_recorded_networks_is_in_the_ledger() -> None:
     verdicts = {claim.id: claim.verdict for claim in ledger.claims}
     assert verdicts["unidirectional-over-none"] == "reproduced"
     assert verdicts["bidirectional-over-unidirectional"] == "not reproduced"
+    scratch = mean("scratch", "motion_finetuned")
+    assert abs(mean("ctp", "motion_finetuned") - scratch) < 0.01 < mean("pmsp", "motion_finetuned") - scratch - 0.15
+    shapes = [mean(arm, "shape_finetuned") for arm in ("scratch", "pmsp", "ctp", "ctp-binary", "pmsp-ctp", "rotation")]
+    assert all(0.25 < value < 0.32 for value in shapes)  # four shapes: chance is 0.25
+
+
+def test_what_the_chapter_says_of_recorded_sentences_is_in_the_ledger() -> None:
+    """Words stay near chance for every network, a random one probes the command best, labels fall on the mouth."""
+    (ledger,) = (each for each in read_ledgers(CHAPTER.parents[1], "imr") if each.device == "cpu")
+    arms = ("grid-scratch", "grid-pmsp-ctp", "grid-rotation", "grid-infonce")
+
+    def mean(arm: str, metric: str) -> float:
+        values = ledger.values(arm, metric)
+        assert len(values) == 5, f"{arm}: {sorted(values)}"
+        return sum(values.values()) / len(values)
+
+    for kind, chance in (("command", 0.25), ("colour", 0.25), ("digit", 0.1)):
+        assert all(abs(mean(arm, f"{kind}_finetuned") - chance) < 0.08 for arm in arms)
+    for how in ("probe", "probe_all"):
+        assert max(arms, key=lambda arm: mean(arm, f"command_{how}")) == "grid-scratch"
+    assert 0.5 < mean("grid-pmsp-ctp", "pmsp_3") < 0.6
+    shares = [torch.tensor(cell.metrics["label_share"]) for cell in ledger.cells if cell.arm == "grid-mouth"]
+    assert len(shares) == 5 and all(share[2:, 1:3].sum() > 0.5 for share in shares)

@@ -177,6 +177,32 @@ def test_a_dry_run_is_the_chapters_own_function_on_its_configuration(tmp_path: P
     assert "defines no make_config and no dry_run" in told
 
 
+CHECKED = """
+# %% tags=["define"]
+def make_config(**values):
+    return {"rate": 0.5} | values
+
+
+def check_values(config):
+    if config["rate"] < 0:
+        raise ValueError(f"rate={config['rate']}: must be 0 or more")
+
+
+# %%
+(run_dir / "ran").touch()
+"""
+
+
+def test_what_the_chapter_refuses_is_refused_before_its_notebook_runs(tmp_path: Path, here: Here) -> None:
+    write_book(tmp_path, CHECKED)
+    code, told = here("run", "toy", "--budget", "smoke", "-p", "rate=-1", "--out", str(tmp_path / "out"))
+    assert code == 2, told
+    assert "rate=-1: must be 0 or more" in told
+    assert not (tmp_path / "out").exists()
+    assert here("run", "toy", "--budget", "smoke", "--out", str(tmp_path / "out"))[0] == 0
+    assert (tmp_path / "out" / "ran").exists()
+
+
 def test_a_failing_cell_ends_the_run_with_its_traceback(tmp_path: Path) -> None:
     write_book(tmp_path, "\n# %%\nraise ArithmeticError('cannot go on')\n")
     ran = avssl("run", "toy", "--budget", "smoke", "--out", "out", cwd=tmp_path)

@@ -305,6 +305,43 @@ def test_h264_gives_vectors_and_pixel_residuals_but_no_coded_ones(tmp_path: Path
             reader.clip(0, GopSpec(1, len(first), 2))
 
 
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", "mp4"), ("mpeg2video", "mkv"), ("mpeg2video", "mpg")])
+def test_b_pictures_of_other_codecs_are_refused_whatever_is_asked(tmp_path: Path, codec: str, suffix: str) -> None:
+    x264 = {"preset": "medium", "x264-params": "b-adapt=0:bframes=2:scenecut=0"}
+    options = x264 if codec == "libx264" else {"bf": "2"}
+    path = encode(tmp_path / f"a.{suffix}", drifting(24), codec=codec, b_frames=2, options=options)
+    with CompressedReader(path) as reader:
+        assert "B" in reader.structure.gops[0].kinds and reader.structure.obstacle is not None
+        size = len(reader.structure.gops[0])
+        for spec in (
+            GopSpec(1, size, 2, residual="pixel"),
+            GopSpec(1, size, 2, residual=None),
+            GopSpec(1, size, 2, motion="accumulated", residual=None),
+        ):
+            with pytest.raises(StructureError, match=r"has B pictures.*avssl data compress"):
+                reader.clip(0, spec)
+        with pytest.raises(StructureError, match=r"has B pictures.*avssl data compress"):
+            reader.iframes()
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", "mp4"), ("mpeg2video", "mkv")])
+@pytest.mark.parametrize("motion", ["codec", "accumulated"])
+def test_vectors_of_other_codecs_without_a_residual(tmp_path: Path, codec: str, suffix: str, motion: str) -> None:
+    """The whole group is decoded for them; they are those that the pixel residual was made with."""
+    options = {"sc_threshold": "0", "refs": "1", "bf": "0"} if codec == "libx264" else {}
+    path = encode(tmp_path / f"a.{suffix}", drifting(24), codec=codec, options=options)
+    with CompressedReader(path) as reader:
+        size = len(reader.structure.gops[0])
+        alone = reader.clip(0, GopSpec(1, size, 2, motion=motion, residual=None))
+        beside = reader.clip(0, GopSpec(1, size, 2, motion=motion, residual="pixel"))
+        nothing = reader.clip(0, GopSpec(1, size, 2, motion=None, residual=None))
+    assert alone.residual is None and alone.motion is not None and beside.motion is not None
+    torch.testing.assert_close(alone.motion, beside.motion)
+    drift = alone.motion[0, 0].median().abs() / (1 if motion == "codec" else 2)  # position 2 has moved for two pictures
+    assert float(drift) == pytest.approx(2.0, abs=0.26)
+    assert nothing.motion is None and torch.equal(nothing.iframes, alone.iframes)
+
+
 def test_grey_pictures_are_not_written_for_tools_they_do_not_know() -> None:
     for name in ("sprites", "partitioned", "overlapped", "estimates_complexity", "new_prediction", "scalable"):
         with pytest.raises(ValueError, match="no grey picture"):

@@ -47,7 +47,7 @@ def check_avssl(words: list[str]) -> None:
     known = {name for parameter in command.params for name in parameter.opts}
     unknown = [word for word in words if word.startswith("-") and word not in known]
     assert unknown == [], f"{command.name} has no {unknown}"
-    if words[0] in ("run", "record", "submit", "notebook"):
+    if words[0] in ("run", "record", "keep", "submit", "notebook"):
         chapter = load_manifest(ROOT / "book.yml").chapter(words[1])
         if "--budget" in words:
             assert words[words.index("--budget") + 1] in {budget.name for budget in chapter.budgets}

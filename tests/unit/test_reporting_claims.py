@@ -19,6 +19,7 @@ from avssl_core.reporting import (
     CellRecord,
     ClaimsError,
     Cost,
+    KeptEdit,
     Ledger,
     LedgerError,
     MissingMetricError,
@@ -310,12 +311,37 @@ def test_ledger_round_trip_and_corpora_apart(ledger: Ledger, tmp_path: Path) -> 
     )
     assert raw["claims"][0]["ci"] == [None, None] and raw["claims"][0]["effect"] is None
     assert {"arm", "seed", "config_hash", "code_hash", "metrics", "wall_s", "device"} <= set(raw["cells"][0])
+    assert "kept" not in raw  # as before there was such a list
     assert [p.name for p in path.parent.iterdir()] == ["record-cuda.json"]
     grid = ledger.of_corpus("grid")
     assert [c.id for c in grid.claims] == ["real"] and grid.wall_s == 10.0 and len(grid.cells) == 1
     assert [each.chapter for each in read_ledgers(tmp_path, "toy")] == ["toy"]
     with pytest.raises(KeyError, match="it has real, mix"):
         ledger.claim("none")
+
+
+def test_a_ledger_tells_across_which_edits_it_was_kept(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "record-cpu.json"
+    edit: KeptEdit = {
+        "from": "ab",
+        "to": "cd",
+        "commit": "0123",
+        "reason": "a clearer error",
+        "changed": ["chapter:run_cell"],
+        "checked": [{"arm": "l", "seed": 0, "overrides": {"steps": 1}, "metrics": ["event"]}],
+        "note": "evidence, not proof",
+    }
+    replace(ledger, kept=(edit,)).write(path)
+    assert json.loads(path.read_text(encoding="utf-8"))["kept"] == [edit]
+    kept = Ledger.read(path)
+    assert kept.kept == (edit,) and kept.of_corpus("grid").kept == (edit,)
+    first = "Recorded on unnamed hardware (`record`, cpu, kept across 1 edit of the code):"
+    assert verdicts_text(kept, corpus="playground").splitlines()[0] == first
+    assert "2 edits of the code" in verdicts_text(replace(kept, kept=(edit, edit)), corpus="playground")
+    for broken in ({**edit, "why": "?"}, {key: value for key, value in edit.items() if key != "reason"}):
+        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "kept": [broken]})
+        with pytest.raises(LedgerError, match=r"an edit in 'kept' has .*reason"):
+            Ledger.read(path)
 
 
 def test_broken_ledgers_are_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The last cell of a chapter, and what a dry run says of several trainings."""
+"""The last cell of a chapter, contrasts computed afterwards, and what a dry run says of several trainings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from avssl_core.reporting import MeasuredTraining, finish_run, projection_lines, read_ledgers
+from avssl_core.reporting import MeasuredTraining, contrasts_table, finish_run, projection_lines, read_ledgers
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
@@ -63,3 +63,19 @@ def test_hours_of_trainings_add_up_and_memory_is_the_largest() -> None:
 def test_no_training_is_no_projection() -> None:
     with pytest.raises(ValueError, match="nothing to project"):
         projection_lines([])
+
+
+def test_contrasts_afterwards_agree_with_a_claim_about_the_same_arms_and_carry_no_verdict() -> None:
+    """A pair that is also a claim's: the same mean and interval, from cells alone."""
+    ledgers = read_ledgers(ROOT, "imr")
+    (ledger,) = (each for each in ledgers if each.device == "cuda")
+    (claim,) = (claim for claim in ledger.claims if claim.id == "pretraining-helps")
+    table = contrasts_table(ledgers, [(claim.metric, claim.better, claim.worse), ("no such metric", "pmsp", "ctp")])
+    assert len(table) == 1 and "verdict" not in table and "not written down first" in str(table.columns.name)
+    row = table.iloc[0]
+    assert row["seeds"] == claim.n_seeds == 5
+    assert float(row["difference"].replace("−", "-")) == pytest.approx(claim.effect, abs=5e-4)
+    ends = [float(end) for end in row["95 % interval"].strip("[]").replace("−", "-").split(",")]
+    assert ends == pytest.approx(claim.ci, abs=5e-4)
+    flipped = contrasts_table([ledger], [(claim.metric, claim.worse, claim.better)]).iloc[0]
+    assert float(flipped["difference"].replace("−", "-")) == pytest.approx(-claim.effect, abs=5e-4)
