@@ -5,7 +5,7 @@ Rooms and the direction of imports (arrows go downwards only):
     reporting, figures
     evaluation
     training
-    losses (later: clustering, curation, attribution)
+    losses, clustering, curation, attribution
     encoders
     data
     transforms
