@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from avssl_core.evaluation.clustering import (
+    ClusteringScores,
+    clustering_scores,
+    contingency_table,
+    label_agreement,
+    shuffled_scores,
+)
 from avssl_core.evaluation.features import evaluating, extract_features
 from avssl_core.evaluation.few_shot import FewShotResult, few_shot_1nn
 from avssl_core.evaluation.finetune import (
@@ -22,6 +29,7 @@ from avssl_core.evaluation.time_sensitivity import TimeSensitivity, time_sensiti
 
 __all__ = [
     "Classifier",
+    "ClusteringScores",
     "FewShotResult",
     "FinetuneConfig",
     "ProbeResult",
@@ -29,6 +37,8 @@ __all__ = [
     "RepeatedProbe",
     "TimeSensitivity",
     "bootstrap_interval",
+    "clustering_scores",
+    "contingency_table",
     "cross_modal_recall",
     "evaluating",
     "extract_features",
@@ -36,6 +46,7 @@ __all__ = [
     "finetune",
     "joint_accuracy",
     "knn_classify",
+    "label_agreement",
     "linear_probe",
     "multi_view_scores",
     "pair_similarity",
@@ -45,6 +56,7 @@ __all__ = [
     "retrieval_recall",
     "score_classifier",
     "score_predictions",
+    "shuffled_scores",
     "tensor_batches",
     "time_sensitivity",
     "wilson_interval",
