@@ -15,7 +15,7 @@ from rich.table import Table
 from avssl.data_cli import data_app
 from avssl.errors import UsageError
 from avssl.manifest import BOOK, costs, load_manifest
-from avssl.run import ChapterFailed, Outcome, Plan, check_values, execute, finished, measure, plan_run
+from avssl.run import ChapterFailed, Outcome, Plan, check_values, dry_run_of, execute, finished, measure, plan_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,26 +70,38 @@ def run(
         raise UsageError("a rank started by torchrun needs --out DIR, the same for all ranks.")
     manifest = load_manifest(book)
     plan = plan_run(manifest, chapter, budget=budget, overrides=parameter, data=data, dry_run=dry_run, out=out)
+    where = manifest.root / BOOK if book is None else book
+    arguments = _rank_arguments(plan, parameter=parameter or [], data=data, dry_run=dry_run, book=where)
     if dry_run and "dry_run" not in plan.parameters:
-        show_measured(measure(plan))
+        _run_dry(plan, arguments, rank=rank, nproc=nproc)
         return
     if rank is None:
         check_values(plan)
     if rank is not None:
         outcome = ranks.run_rank(plan, rank)
     elif nproc > 1:
-        arguments = _rank_arguments(
-            plan,
-            parameter=parameter or [],
-            data=data,
-            dry_run=dry_run,
-            book=manifest.root / BOOK if book is None else book,
-        )
         outcome = ranks.launch(plan, arguments, nproc=nproc)
     else:
         outcome = execute(plan)
     if rank is None or (rank == 0 and not ranks.launched_by_us()):
         show_outcome(outcome)
+
+
+def _run_dry(plan: Plan, arguments: list[str], *, rank: int | None, nproc: int) -> None:
+    """Measure here, or on ranks that measure together; the only process, or rank 0, reports."""
+    from avssl import ranks
+
+    if rank is not None:
+        measured = ranks.measure_rank(plan, rank)
+    elif nproc > 1:
+        dry_run_of(plan)  # what the chapter refuses is said once, before any rank starts
+        check_values(plan)
+        ranks.launch(plan, arguments, nproc=nproc)
+        return
+    else:
+        measured = measure(plan)
+    if not rank:
+        show_measured(measured)
 
 
 def show_measured(measured: dict[str, Any]) -> None:
@@ -294,5 +306,7 @@ def main() -> None:
         print("\nstopped", file=sys.stderr)
         raise SystemExit(130) from None
     except ChapterFailed as error:
-        print(f"\n{error}\n\nThe chapter stopped; the notebook as far as it came: {error.notebook}", file=sys.stderr)
+        begun = error.notebook.is_file()
+        notebook = f"the notebook as far as it came: {error.notebook}" if begun else "no notebook was begun"
+        print(f"\n{error}\n\nThe chapter stopped; {notebook}", file=sys.stderr)
         raise SystemExit(1) from None

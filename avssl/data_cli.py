@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from avssl.curate_cli import curate
 from avssl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from data_prep.compress import Report
 
 data_app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify corpora.")
+data_app.command()(curate)
 console = Console()
 
 Folder = Annotated[Path, typer.Argument(help="A folder of video files, or one that holds index.parquet.")]

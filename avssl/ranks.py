@@ -22,15 +22,18 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from avssl.errors import UsageError
 from avssl.kernels import environment
-from avssl.run import ChapterFailed, Outcome, Plan, execute, finished
+from avssl.run import ChapterFailed, Outcome, Plan, execute, finished, measure
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -73,9 +76,31 @@ def run_rank(plan: Plan, rank: int) -> Outcome:
     Raises:
         ChapterFailed: a cell raised or the kernel died.
     """
+    with _last_words(plan, rank):
+        return execute(plan, rank=rank, progress=rank == 0)
+
+
+def measure_rank(plan: Plan, rank: int) -> dict[str, Any]:
+    """The dry run as one rank: all ranks measure together, in their own processes and without a notebook.
+
+    Raises:
+        ChapterFailed: it raised; the failure is written where the launcher finds it.
+    """
+    with _last_words(plan, rank):
+        try:
+            return measure(plan)
+        except UsageError as error:
+            raise ChapterFailed(str(error), plan.output(rank)) from error
+        except Exception as error:
+            raise ChapterFailed(traceback.format_exc(), plan.output(rank)) from error
+
+
+@contextlib.contextmanager
+def _last_words(plan: Plan, rank: int) -> Iterator[None]:
+    """Run the block as a rank: ended with its parent, and what it raises told to the launcher."""
     end_with_parent()
     try:
-        return execute(plan, rank=rank, progress=rank == 0)
+        yield
     except ChapterFailed as error:
         failure = RankFailure(rank=rank, time_s=error.when, kernel_died=error.kernel_died, traceback=str(error))
         plan.run_dir.mkdir(parents=True, exist_ok=True)
@@ -85,7 +110,7 @@ def run_rank(plan: Plan, rank: int) -> Outcome:
 
 
 def launch(plan: Plan, arguments: list[str], *, nproc: int) -> Outcome:
-    """Run the chapter on ``nproc`` ranks of this machine and wait for all of them.
+    """Run the chapter, or its dry run, on ``nproc`` ranks of this machine and wait for all of them.
 
     Args:
         plan: the checked run; its ``run_dir`` is shared by the ranks.

@@ -243,7 +243,7 @@ def _changed(plan: Plan, stale: list[CellRecord]) -> tuple[str, ...]:
 
 
 def _judge(sheet: ClaimSheet, done: Mapping[Key, CellRecord]) -> tuple[tuple[ClaimResult, ...], tuple[str, ...]]:
-    """Every claim's result; one whose metric no cell reports is left undecided, and the problem is told."""
+    """Every claim's result; one whose metric no cell reports counts as not recorded, and the problem is told."""
     results, problems = [], []
     for claim in sheet.claims:
         try:

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +60,7 @@ class Outcome:
 
 
 class ChapterFailed(Exception):  # noqa: N818 - the state of a chapter, not of this program
-    """A cell raised, or the kernel died. The message is the traceback; ``notebook`` shows how far it came.
+    """A cell raised, or the kernel died. The message is the traceback; ``notebook`` shows how far it came, if it began.
 
     ``when`` is seconds since the epoch, of the exception itself: writing notebooks and ending kernels takes ranks
     unequally long.
@@ -147,17 +147,26 @@ def measure(plan: Plan) -> dict[str, Any]:
     Raises:
         UsageError: the chapter defines no ``dry_run``, or it or its configuration refuses the values.
     """
+    measured, config = dry_run_of(plan)
+    # ValueError of the run itself: a value that only it could refuse
+    with contextlib.chdir(plan.chapter.folder), _refused(plan, ValueError):
+        return dict(measured(config))
+
+
+def dry_run_of(plan: Plan) -> tuple[Callable[[Any], Mapping[str, Any]], Any]:
+    """The chapter's own ``dry_run``, and the configuration that it is to be called with; nothing is measured yet.
+
+    Raises:
+        UsageError: the chapter defines no ``dry_run``, or its configuration refuses the values.
+    """
     from avssl_core.reporting import load_definitions
 
     module = load_definitions(plan.chapter.script)
     absent = [name for name in ("make_config", "dry_run") if not hasattr(module, name)]
     if absent:
         raise UsageError(f"chapter {plan.chapter.name} has no dry run: it defines no {' and no '.join(absent)}.")
-    # ValueError of the run itself: a value that only it could refuse
     with contextlib.chdir(plan.chapter.folder), _refused(plan, TypeError, ValueError):
-        config = module.make_config(**plan.parameters)
-    with contextlib.chdir(plan.chapter.folder), _refused(plan, ValueError):
-        return dict(module.dry_run(config))
+        return module.dry_run, module.make_config(**plan.parameters)
 
 
 def check_values(plan: Plan) -> None:

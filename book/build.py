@@ -1,7 +1,8 @@
 """Build the site: gather pages and committed notebooks, render them, and check that nothing needs a network.
 
 ``book.yml`` is the table of contents. Pages lie beside this file, notebooks in the chapters' folders; Sphinx wants one
-tree, so both are copied to ``book/_build/source``. The page that lists the chapters is made from the manifest.
+tree, so both are copied to ``book/_build/source``. The page that lists the chapters is made from the manifest, the one
+of what was measured from the files of the benchmarks.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from pathlib import Path
 import yaml
 
 from avssl.manifest import Manifest, costs, load_manifest
+from avssl.measured import measured_page
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "benchmarks" / "results"
 
 CHAPTERS_PAGE = """\
 # The chapters
@@ -44,12 +47,16 @@ def stage(manifest: Manifest, source: Path) -> list[Path]:
 
     Returns:
         Chapters of the table of contents whose notebook is not committed yet; they are left out of the site.
+
+    Raises:
+        FileNotFoundError, ValueError: of a benchmark's file, as :func:`~avssl.measured.measured_page`.
     """
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
     for page in HERE.glob("*.md"):
         shutil.copy(page, source)
     (source / "chapters.md").write_text(chapters_page(manifest), encoding="utf-8")
+    (source / "what-was-measured.md").write_text(measured_page(RESULTS), encoding="utf-8")
     toc = yaml.safe_load((manifest.root / "book.yml").read_text(encoding="utf-8"))
     missing: list[Path] = []
     for part in toc["parts"]:

@@ -4,7 +4,8 @@ behind it.
 ``results/<chapter>/<budget>-<device>.json`` is written by ``avssl record``, atomically, and committed; ``avssl keep``
 alone may say that an edit of the code left its figures as they are. Devices never mix: each has a file of its own.
 Playground and real corpora share the file and are told apart by ``corpus`` (:meth:`Ledger.of_corpus`). Intervals that
-are not known yet (fewer than two seeds) are ``null`` in JSON and infinite here.
+are not known yet (fewer than two seeds) are ``null`` in JSON and infinite here. Claims and controls without a seed are
+*not recorded*; ledgers written before that was said call them undecided, and are read as if they said it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
+
+from avssl_core.reporting.verdicts import NOT_RECORDED
 
 Metrics = Mapping[str, float | list[Any]]
 
@@ -230,8 +233,13 @@ def _finite(value: Any) -> Any:
 def _claim(entry: Mapping[str, Any]) -> ClaimResult:
     control = entry["control"]
     if control is not None:
-        control = ControlResult(**{**control, **_interval(control)})
-    return ClaimResult(**{**entry, **_interval(entry), "control": control, "differences": tuple(entry["differences"])})
+        control = ControlResult(**{**control, **_interval(control), **_without_seed(control, "outcome")})
+    known = {**entry, **_interval(entry), **_without_seed(entry, "verdict")}
+    return ClaimResult(**{**known, "control": control, "differences": tuple(entry["differences"])})
+
+
+def _without_seed(entry: Mapping[str, Any], end: str) -> dict[str, str]:
+    return {} if entry["n_seeds"] else {end: NOT_RECORDED}
 
 
 def _kept(entry: Mapping[str, Any]) -> KeptEdit:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from avssl_core.reporting.ledger import ClaimResult, ControlResult, Ledger
-from avssl_core.reporting.verdicts import NOT_REPRODUCED, REPRODUCED, t_interval
+from avssl_core.reporting.verdicts import NOT_RECORDED, NOT_REPRODUCED, REPRODUCED, t_interval
 
 CLAIM_COLUMNS = (
     "claim",
@@ -27,7 +27,6 @@ CLAIM_COLUMNS = (
     "control",
 )
 _VERDICT_COLUMNS = ("statement", "verdict", "effect", "95 % interval", "seeds", "metric", "paper", "control")
-NOT_RECORDED = "not recorded yet"  # stands where a verdict will, as long as no seed was run
 _NARROW_COLUMNS = ("claim", "effect", "95 % interval", "seeds", "verdict")  # fit into a terminal of 80 columns
 _WIDE_COLUMNS = ("claim", "corpus", "ordering", "metric", "effect", "95 % interval", "seeds", "verdict")
 _WIDE = 130  # columns of a terminal
@@ -59,7 +58,7 @@ def claims_table(
             "effect": signed(claim.effect),
             "95 % interval": interval_text(claim.ci),
             "seeds": claim.n_seeds,
-            "verdict": claim.verdict if claim.n_seeds else NOT_RECORDED,
+            "verdict": claim.verdict if claim.n_seeds else f"{NOT_RECORDED} yet",
             "control": _control_text(claim.control),
         }
         for ledger, claim in listed_claims(ledgers)

@@ -2,7 +2,7 @@
 
 A seed redraws world, initialisation and order, so the arms of one seed share their luck: the difference within a seed
 is what is tested, by a two-sided 95 % t interval over seeds. The papers show single runs; this is the least that lets
-a reader tell an effect from a lucky seed.
+a reader tell an effect from a lucky seed. Without any seed there is no end yet, and nothing is undecided either.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from scipy.special import stdtrit
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
 UNDECIDED = "undecided at this size"
+NOT_RECORDED = "not recorded"  # no seed of it was run
 MINIMUM_SEEDS = 5  # below this, "reproduced" is not on offer, however tight the interval looks
 
 
@@ -64,7 +65,7 @@ def verdict(differences: Sequence[float], *, min_effect: float = 0.0, confidence
     *Not reproduced*: the interval's upper bound lies below ``min_effect``, so that whatever effect there is, is too
     small to matter. This is asked first: an effect that is surely positive and surely smaller than registered has not
     been reproduced. *Reproduced*: at least five seeds and a lower bound above zero. Everything else is *undecided at
-    this size*.
+    this size*; without a single difference, *not recorded*.
 
     Args:
         differences: one number per seed, better arm minus worse arm, in units of the metric.
@@ -83,7 +84,7 @@ def verdict(differences: Sequence[float], *, min_effect: float = 0.0, confidence
     elif n >= MINIMUM_SEEDS and low > 0:
         end = REPRODUCED
     else:
-        end = UNDECIDED
+        end = UNDECIDED if n else NOT_RECORDED
     return Verdict(mean, (low, high), n, end)
 
 
@@ -97,8 +98,11 @@ def control_outcome(differences: Sequence[float], *, expectation: str, min_effec
         min_effect: the claim's minimum effect.
 
     Returns:
-        The control's own verdict, and ``"as expected"``, ``"not as expected"``, ``"no prediction"`` or ``"undecided
-        at this size"``.
+        The control's own verdict, and ``"as expected"``, ``"not as expected"``, ``"no prediction"``, ``"undecided at
+        this size"`` or, without a single difference, ``"not recorded"``.
+
+    Raises:
+        ValueError: another expectation, or as :func:`verdict`.
     """
     result = verdict(differences, min_effect=min_effect)
     low, high = result.ci
@@ -108,9 +112,11 @@ def control_outcome(differences: Sequence[float], *, expectation: str, min_effec
         "not_reproduced": (result.verdict == NOT_REPRODUCED, result.verdict == REPRODUCED),
         "reverses": (high < 0, low > 0),
     }
+    if expectation not in ("undecided", *told):
+        raise ValueError(f"expectation must be undecided, {', '.join(told)}; got {expectation!r}")
+    if not differences:
+        return result, NOT_RECORDED
     if expectation == "undecided":
         return result, "no prediction"
-    if expectation not in told:
-        raise ValueError(f"expectation must be undecided, {', '.join(told)}; got {expectation!r}")
     expected, refuted = told[expectation]
     return result, "as expected" if expected else "not as expected" if refuted else UNDECIDED

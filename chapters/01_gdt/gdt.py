@@ -1569,9 +1569,13 @@ assert same
 def measured_step(
     arm: str, config: GDTConfig, videos: Videos, count: int, run: training.World
 ) -> tuple[int, float, int]:
-    """Samples, seconds and peak memory of a step on ``count`` videos, after two to warm up; the weights hardly move."""
+    """Samples, seconds and peak memory of a process whose step is ``count`` videos, after two steps to warm up.
+
+    The weights hardly move.
+    """
     samples = count * math.prod(losses.HYPOTHESES[arm].branches)
-    tiny = replace(config, samples_per_step=samples, steps=3, warmup_steps=0, lr=1e-6, workers=0, cache=False)
+    short = {"steps": 3, "warmup_steps": 0, "lr": 1e-6, "workers": 0, "cache": False}
+    tiny = replace(config, samples_per_step=samples * run.world_size, **short)
     _, fitted = pretrain(ARMS[arm], tiny, videos, 0, run)
     ends = fitted.history["wall_s"].to_numpy()
     return samples, float(ends[-1] - ends[-2]), fitted.peak_memory
@@ -1591,13 +1595,15 @@ def observed_shapes(config: GDTConfig, videos: Videos, run: training.World) -> d
 
 # %% tags=["define"]
 def dry_run(config: GDTConfig) -> dict[str, object]:
-    """Three made-up videos, steps on two and on all of them for every arm: keys, shapes, and the cost of the real size.
+    """Steps on two and on three made-up videos a process for every arm: keys, shapes, and the cost of the real size.
 
     Time is in proportion to samples, memory a straight line through the two sizes, so that weights are not multiplied.
     """
     check_values(config)
     run = training.join(None if config.device == "auto" or not torch.cuda.is_available() else config.device)
-    corpus = avdata.Corpus.load(build_playground(Actions(), clips=3, seed=0, progress=False))
+    with run.main_first():
+        made_up = build_playground(Actions(), clips=3 * run.world_size, seed=0, progress=False)
+    corpus = avdata.Corpus.load(made_up)
     videos = Videos(corpus, corpus, (None, None), ())
     report: dict[str, object] = dict(observed_shapes(replace(config, workers=0, cache=False), videos, run))
     report["parameters"] = sum(p.numel() for p in build_model(config, 0).parameters())

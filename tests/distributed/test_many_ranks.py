@@ -75,6 +75,28 @@ rank = int(os.environ["RANK"])
 time.sleep(600)
 """
 
+DRY = """
+# %%
+def make_config(steps: int = 3, rate: float = 0.5) -> dict:
+    return {"steps": steps, "rate": rate}
+
+
+def dry_run(config: dict) -> dict:
+    import torch
+
+    from avssl_core import training
+
+    run = training.join("cpu")
+    if run.rank == 1 and config["rate"] < 0:
+        raise ZeroDivisionError("the second rank cannot measure")
+    number = run.collectives.sum(torch.tensor([run.rank + 1.0]))
+    return {"sum over ranks": f"{number.item()} of {run.world_size}"}
+
+
+# %%
+raise SystemExit("the notebook itself must not run")
+"""
+
 
 def processes_with(mark: str) -> list[psutil.Process]:
     """Processes that inherited this test's mark, whoever their parent is by now."""
@@ -216,6 +238,24 @@ def test_the_readers_own_torchrun_works_too(tmp_path: Path, fails: bool) -> None
         assert output.count("ranks add up") == 1  # one table, from rank 0
 
 
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("fails", [False, True], ids=["finishes", "fails"])
+def test_a_dry_run_is_measured_on_as_many_ranks_as_asked(tmp_path: Path, fails: bool) -> None:
+    book = write_book(tmp_path, DRY, head=HEAD.replace("dry_run: bool = False", "").replace("dry_run={dry_run}", ""))
+    command = [sys.executable, "-m", "avssl", "run", "toy", "--nproc", "2", "--dry-run", "-p", f"rate={1 - 2 * fails}"]
+    with launched(book, tmp_path / "out", launcher=command) as (process, mark):
+        output = ended(process, 120)
+        assert process.returncode == fails, output
+        assert_nothing_left(mark)
+    assert not list(tmp_path.rglob("*.ipynb"))
+    if fails:
+        assert re.search(r"^rank \d failed", output, flags=re.MULTILINE).group() == "rank 1 failed"
+        assert "ZeroDivisionError: the second rank cannot measure" in output
+        assert "no notebook was begun" in output
+    else:
+        assert output.count("3.0 of 2") == output.count("nothing was trained") == 1  # rank 0 reports, once
+
+
 @pytest.mark.timeout(120)
 def test_a_single_run_takes_its_kernel_with_it(tmp_path: Path) -> None:
     waiting = '\n# %%\n(run_dir / "waiting").touch()\nimport time\n\ntime.sleep(600)\n'
@@ -241,7 +281,7 @@ def test_the_sweep_finds_processes_whose_parent_is_gone() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_first_chapter_runs_on_two_processes(tmp_path: Path) -> None:
-    """GDT, below smoke, by the command line: both ranks end, agree on the weights, and rank 0 speaks for them."""
+    """GDT, below smoke, by the command line: both ranks end, their weights score the same, rank 0 speaks for them."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "avssl", "run", "gdt", "--budget", "smoke", "-p", "arms=l", "--nproc", "2"]
     small = {"clips": 32, "width": 4, "audio_width": 4, "embed_dim": 8, "steps": 2, "shifts": 2, "variance_batches": 2}
@@ -254,11 +294,20 @@ def test_the_first_chapter_runs_on_two_processes(tmp_path: Path) -> None:
         timeout=280,
     )
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
-    said = [_printed(out / name) for name in ("gdt.ipynb", "gdt.rank1.ipynb")]
-    assert all("steps in" in text and "on 2 × cpu" in text for text in said)
+    notebooks = [out / name for name in ("gdt.ipynb", "gdt.rank1.ipynb")]
+    assert all("steps in" in text and "on 2 × cpu" in text for text in map(_printed, notebooks))
+    ours, theirs = (_shown(notebook, "time_sensitivity") for notebook in notebooks)
+    assert ours and ours == theirs  # only rank 0 keeps a checkpoint, but each rank probes the weights that it holds
     assert json.loads((out / "claims.json").read_text())["this run"].keys() == {"random", "l"}
 
 
 def _printed(notebook: Path) -> str:
     cells = nbformat.read(notebook, as_version=4).cells
     return "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", []) if o.output_type == "stream")
+
+
+def _shown(notebook: Path, column: str) -> list[str]:
+    """Tables of an executed notebook that have this column, as text."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    texts = (o["data"].get("text/plain", "") for cell in cells for o in cell.get("outputs", []) if "data" in o)
+    return [text for text in texts if column in text]

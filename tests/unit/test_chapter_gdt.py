@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -174,6 +175,23 @@ def test_dry_run_measures_and_projects(gdt: ModuleType, tiny: object) -> None:
     assert report["network input, sight"].startswith(f"(2, 3, {tiny.num_frames}, {tiny.crop}, {tiny.crop})")
     assert report["network input, sound"].startswith(f"(2, 1, {tiny.n_mels}, ")
     assert "GiB" in report["projection"]
+
+
+def test_dry_run_gives_every_process_its_videos(gdt: ModuleType, tiny: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On four processes there are three videos for each, and each takes two, then three of them a step."""
+    asked = []
+
+    def pretrain(arm: object, config: object, videos: object, seed: int, run: training.World) -> tuple[None, object]:
+        asked.append((config.samples_per_step, len(videos.train), run.world_size))
+        return None, SimpleNamespace(history=pd.DataFrame({"wall_s": [1.0, 2.0, 3.0]}), peak_memory=1 << 30)
+
+    monkeypatch.setattr(gdt.training, "join", lambda device: training.World(rank=0, world_size=4))
+    monkeypatch.setattr(training.World, "main_first", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(gdt, "pretrain", pretrain)
+    report = gdt.dry_run(replace(tiny, arms="l"))
+    per_video = math.prod(losses.HYPOTHESES["l"].branches)
+    assert asked == [(4 * count * per_video, 12, 4) for count in (2, 3)]
+    assert report["measured"] == f"{1e3 / (3 * per_video):.1f} ms a sample on cpu"  # of one process
 
 
 @pytest.mark.slow

@@ -168,9 +168,11 @@ def test_a_dry_run_is_the_chapters_own_function_on_its_configuration(tmp_path: P
     assert "250.0" in ran.stdout
     assert str(tmp_path / "chapters" / "01_toy") in ran.stdout
     assert "nothing was trained" in ran.stdout
-    code, told = here("run", "toy", "--budget", "smoke", "-p", "rate=-1", "--dry-run")
-    assert code == 2
-    assert "must not be negative" in told
+    for ranks in ("1", "2"):  # on several, before any of them starts
+        code, told = here("run", "toy", "--budget", "smoke", "-p", "rate=-1", "--dry-run", "--nproc", ranks)
+        assert code == 2
+        assert "must not be negative" in told
+        assert not (tmp_path / "runs").exists()
     write_book(tmp_path, head=head)
     code, told = here("run", "toy", "--budget", "smoke", "--dry-run")
     assert code == 2

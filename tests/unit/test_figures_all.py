@@ -274,7 +274,7 @@ def claim(name: str, differences: tuple[float, ...], corpus: str = "playground")
 def test_claims_show_their_verdict_and_corpora_stay_apart() -> None:
     rows = [claim("a", (0.1, 0.11, 0.1, 0.09, 0.1)), claim("b", (0.1,)), claim("c", ())]
     ax = figures.claims_plot(rows)
-    assert texts(ax) == ["reproduced", "undecided at this size", "undecided at this size"]
+    assert texts(ax) == ["reproduced", "undecided at this size", "not recorded"]
     with pytest.raises(ValueError, match="one corpus"):
         figures.claims_plot([*rows, claim("d", (), "grid")])
 

@@ -18,6 +18,7 @@ from avssl.notebooks import clean, execute_chapter, read_script, source_hash, wr
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "book" / "build.py"
+PAGES = ("how-to-read", "chapters", "what-was-measured")
 EQUATION = """
 # %% [markdown]
 # The loss, with $\\tau = 0.07$:
@@ -42,7 +43,7 @@ def build() -> ModuleType:
 def book_with_toc(root: Path) -> Path:
     book = write_book(root, EQUATION)
     content = yaml.safe_load(book.read_text())
-    pages = {"caption": "The book", "chapters": [{"file": "how-to-read"}, {"file": "chapters"}]}
+    pages = {"caption": "The book", "chapters": [{"file": name} for name in PAGES]}
     content["parts"] = [pages, {"caption": "I · Toys", "chapters": [{"file": "chapters/01_toy/toy"}]}]
     book.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
     return book
@@ -69,6 +70,7 @@ def test_the_site_shows_committed_outputs_and_equations_without_a_network(tmp_pa
     chapters = (site / "chapters.html").read_text()
     assert "Planned." in chapters
     assert 'href="chapters/01_toy/toy.html"' in chapters
+    assert "Goals that were missed" in (site / "what-was-measured.html").read_text()
 
 
 def test_a_chapter_without_its_notebook_stops_the_build_or_is_left_out_of_a_draft(tmp_path: Path) -> None:

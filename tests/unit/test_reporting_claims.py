@@ -166,7 +166,7 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
         ([0.0, 0.0, 0.0, 0.0, 0.0], 0.02, "not reproduced"),
         ([0.0, 0.0, 0.0, 0.0, 0.0], 0.0, "undecided at this size"),
         ([-0.5], 0.02, "undecided at this size"),
-        ([], 0.02, "undecided at this size"),
+        ([], 0.02, "not recorded"),
     ],
 )
 def test_three_ends(differences: list[float], min_effect: float, end: str) -> None:
@@ -195,10 +195,14 @@ def test_runs_that_diverged_are_not_averaged() -> None:
         ([0.1, 0.11, 0.09, 0.1, 0.1], "reverses", "not as expected"),
         ([0.4, -0.4, 0.3, -0.3, 0.0], "reverses", "undecided at this size"),
         ([0.1, 0.11, 0.09, 0.1, 0.1], "undecided", "no prediction"),
+        ([], "undecided", "not recorded"),
+        ([], "reverses", "not recorded"),
     ],
 )
 def test_controls(differences: list[float], expectation: str, outcome: str) -> None:
     assert control_outcome(differences, expectation=expectation, min_effect=0.02)[1] == outcome
+    with pytest.raises(ValueError, match="got 'reversed'"):
+        control_outcome(differences, expectation="reversed", min_effect=0.02)
 
 
 # ---- claims and cells together
@@ -342,6 +346,20 @@ def test_a_ledger_tells_across_which_edits_it_was_kept(ledger: Ledger, tmp_path:
         write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "kept": [broken]})
         with pytest.raises(LedgerError, match=r"an edit in 'kept' has .*reason"):
             Ledger.read(path)
+
+
+def test_without_a_seed_a_claim_and_its_control_are_not_recorded(ledger: Ledger, tmp_path: Path) -> None:
+    """In the file, not only in tables; ledgers of before, which said undecided, are read as if they said so."""
+    path = tmp_path / "record-cpu.json"
+    ledger.write(path)
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    real, mix = raw["claims"]
+    assert (real["n_seeds"], real["verdict"]) == (0, "not recorded") and mix["verdict"] == "reproduced"
+    assert (mix["control"]["n_seeds"], mix["control"]["outcome"]) == (0, "not recorded")
+    real["verdict"] = mix["control"]["outcome"] = "undecided at this size"
+    write_json(path, raw)
+    assert repr(Ledger.read(path)) == repr(ledger)
+    assert list(claims_table(Ledger.read(path))["verdict"]) == ["reproduced", "not recorded yet"]
 
 
 def test_broken_ledgers_are_named(tmp_path: Path) -> None:
