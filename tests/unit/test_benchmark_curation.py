@@ -140,7 +140,7 @@ def test_extrapolations_add_up(
     monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     assert benchmark.seconds_a_candidate(labels.long().numpy(), setting, stages) == pytest.approx(1.0)
     assert benchmark.seconds_a_pick(setting, stages) == pytest.approx(10.0)
-    assert benchmark.seconds_a_round(setting, stages) == pytest.approx(10.0)
+    assert benchmark.seconds_a_round(setting, stages) == pytest.approx((10.0, 10.0))
 
 
 def test_half_of_the_clips_correspond(benchmark: ModuleType) -> None:
@@ -163,8 +163,9 @@ def test_quick_run(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
     assert set(record) == {"settings", "versions", "machine", *measured}
     assert record["settings"]["pairs"] == 28 and "recomputed" in record["settings"]["extrapolation"]
     assert record["candidates_scored"] == {"sequential": 150 * sum(range(96, 101)), "top": 150 * 100}
+    assert "release, scoring alone" in record["contestants"]["top"]
     for inner, figures in record["contestants"].items():
-        assert set(figures) == {"ours", "release", "recomputed"} and record["growth"][inner]["exponent"] < 3
+        assert set(figures) >= {"ours", "release", "recomputed"} and record["growth"][inner]["exponent"] < 3
         assert figures["ours"]["ratio_to_ours"] == 1 and not figures["ours"]["extrapolated"]
         assert figures["recomputed"]["extrapolated"] and figures["recomputed"]["ratio_to_ours"] > 1
         assert all(math.isfinite(row["seconds"]) and row["seconds"] > 0 for row in figures.values())
