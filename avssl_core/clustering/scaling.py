@@ -22,6 +22,7 @@ SLACK = 1.5  # an extrapolated point may be worse than the best by this factor: 
 FIRST_TRY = 200  # passes before annealing
 EASY = 20.0  # nats: sharpness times the range of the scores at which annealing begins
 COARSE = 1e-2  # error that is good enough before the last sharpness
+LEAP = 1.0  # nats: most that an extrapolation may add to a plain step; beyond, column sums underflow and time is lost
 
 
 @dataclass(frozen=True)
@@ -131,4 +132,5 @@ class History:
         weighted, target = steps * self._weights[:, None], point.step * self._weights
         # On the CPU, whose solver copes with dependent columns; K times ten numbers.
         shares = torch.linalg.lstsq(weighted.cpu(), target.cpu()[:, None], driver="gelsd").solution[:, 0]
-        return plain - (moves + steps) @ shares.to(plain.device)
+        correction = (moves + steps) @ shares.to(plain.device)
+        return plain - correction * (LEAP / max(float(correction.abs().max()), LEAP))

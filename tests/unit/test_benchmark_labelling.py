@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -180,3 +181,14 @@ def test_peak_memory_is_measured(benchmark: ModuleType, capsys: pytest.CaptureFi
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == 500 and found["marginal_error"] <= 1e-3
     assert 0 < found["GiB_of_scores"] < found["GiB_before_labelling"] <= found["GiB_peak"]
+
+
+def test_extrapolation_does_not_leap_into_underflow(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of prototypes, unlike independent ones, once made it: two thirds of the time went into log space."""
+    slow = []
+    matrix = importlib.import_module("avssl_core.clustering.scaled_matrix").ScaledMatrix
+    once = matrix._log_column_sums_in_log_space
+    monkeypatch.setattr(matrix, "_log_column_sums_in_log_space", lambda self, v: slow.append(1) or once(self, v))
+    scores, _ = benchmark.make_scores(benchmark.Size(rows=2000, clusters=64), 4.0)
+    result = benchmark.ours(scores, benchmark.marginal_for("Zipf", scores))
+    assert result.converged and result.iterations < 150 and not slow
