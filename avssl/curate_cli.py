@@ -49,7 +49,9 @@ def curate(
     """Keep the clips whose sight and sound tell most of each other (ACAV): a manifest, a page of best and worst."""
     if not folder.exists():
         raise UsageError(f"{folder}: no such folder.")
-    from data_prep.curate import Choice, Cutting, Selecting, Settings, curate_folder
+    from avssl_core.data import CorpusError
+    from data_prep.compress import CompressError
+    from data_prep.curate import Choice, CurateError, Cutting, Selecting, Settings, curate_folder
 
     source = folder.parent if folder.name == "index.parquet" else folder
     written = out or source.resolve().with_name(f"{source.resolve().name}-curated")
@@ -72,7 +74,7 @@ def curate(
             seed=seed,
         )
         report = curate_folder(source, written, settings, workers=workers, said=_say)
-    except (ValueError, OSError) as error:  # CurateError, CorpusError: the caller's to mend
+    except (CurateError, CompressError, CorpusError, OSError) as error:
         raise UsageError(str(error)) from error
     _say(curated(report))
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from data_prep.compress import Report
 
 data_app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify corpora.")
-data_app.command()(curate)
 console = Console()
 
 Folder = Annotated[Path, typer.Argument(help="A folder of video files, or one that holds index.parquet.")]
@@ -240,3 +239,6 @@ def compressed(report: Report) -> str:
     counts.append(f"{refused} (see {report.out / QUARANTINE_FILE})" if report.refused else refused)
     before, after = (f"{count / 1e6:.1f} MB" for count in (report.bytes_before, report.bytes_after))
     return f"{report.out}: {', '.join(counts)}; {before} before, {after} after"
+
+
+data_app.command()(curate)

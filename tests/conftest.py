@@ -22,6 +22,7 @@ UNTRACED = (
     "test_chapter_",
     "test_cli_",
     "test_compress",
+    "test_curate_",
     "test_grid_",
     "test_playground_",
     "test_project_",

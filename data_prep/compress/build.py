@@ -114,11 +114,11 @@ def compress_folder(
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out):
         agree(out, source.resolve(), asdict(settings))
-        corpus, refused = _opened(source, out, progress)
+        corpus, refused = opened(source, out / _SOURCE_INDEX, progress=progress)
         jobs, odd = _jobs(corpus, out, settings)
         earlier = _finished_earlier(jobs, out)
         waiting = [job for job in jobs if job.clip_id not in earlier]
-        done, failed = _convert_all(waiting, out, _cores() if workers is None else workers, progress)
+        done, failed = _convert_all(waiting, out, cores() if workers is None else workers, progress)
         films, refused = {**earlier, **done}, sorted([*refused, *odd, *failed])
         write_quarantine(out, refused)
         if not films:
@@ -150,18 +150,25 @@ def _require_apart(source: Path, out: Path) -> None:
         raise CompressError(f"{out} is a file; give a folder")
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _opened(source: Path, out: Path, progress: bool) -> tuple[Corpus, list[tuple[str, str]]]:
-    """The source as a corpus, and what its index refused. An index that it does not have is made in ``out``."""
+def opened(source: Path, index_dir: Path, *, progress: bool) -> tuple[Corpus, list[tuple[str, str]]]:
+    """The source as a corpus, and ``(uri, reason)`` of what its index refused.
+
+    Args:
+        source: folder of videos, or a corpus.
+        index_dir: where an index is made that the source does not have.
+        progress: show a bar.
+    """
     indexed = (source / INDEX_FILE).is_file()
     if indexed:
         corpus = Corpus.load(source)
         if not set(_IDENTITY) <= set(corpus.index.columns):  # it came with the corpus
             return corpus, []
-    corpus, refused = index_folder(source, progress=progress, index_dir=None if indexed else out / _SOURCE_INDEX)
+    corpus, refused = index_folder(source, progress=progress, index_dir=None if indexed else index_dir)
     return corpus, list(zip(refused["uri"], refused["reason"], strict=True))
 
 
@@ -177,7 +184,7 @@ def _jobs(corpus: Corpus, out: Path, settings: Settings) -> tuple[list[Job], lis
         own = str(place) if place.suffix.lower() in VIDEO_SUFFIXES else target
         other = taken.get(own) or taken.get(target)
         try:
-            size, mtime_ns = _identity(corpus.source(row))
+            size, mtime_ns = identity(corpus.source(row))
         except OSError as error:
             refused.append((uri, f"cannot be read ({error.strerror}); index the source again"))
             continue
@@ -199,7 +206,7 @@ def _place(clip_id: str, uri: str) -> PurePosixPath:
     return PurePosixPath(uri).with_suffix("").joinpath(*(part for part in inside.parts if part not in ("/", "..")))
 
 
-def _identity(source: Path | TarMember) -> tuple[int, int]:
+def identity(source: Path | TarMember) -> tuple[int, int]:
     """Size and time of change of a film's source."""
     if isinstance(source, TarMember):
         return source.length, os.stat(source.path).st_mtime_ns
