@@ -357,7 +357,7 @@ def reading_ms(source: Path, config: IMRConfig, routes: tuple[str, ...], repeats
 # %%
 milliseconds = reading_ms(source, config, tuple(ROUTES), repeats=5)
 axis = pd.Series(milliseconds).iloc[::-1].plot.barh(xlabel="ms of computing for a clip of 60 pictures", color="0.45")
-_ = axis.bar_label(axis.containers[0], fmt="%.1f", padding=3)
+_ = axis.bar_label(axis.containers[0], fmt="%.1f", padding=3), axis.margins(x=0.1)
 
 # %% [markdown]
 # On a file of 96 pixels most of this is the price of opening it. The project's benchmark
@@ -379,7 +379,7 @@ def reading_benchmark(root: Path, figure: str) -> pd.DataFrame:
 
 # %%
 speed = reading_benchmark(CHAPTER.parents[1], "full_over_this")
-speed.assign(goal=pd.Series(GOALS)).round(2).fillna("")
+speed.assign(goal=pd.Series(GOALS)).round(2).astype(object).fillna("")
 
 # %%
 missed = {(way, kind): x for way, goal in GOALS.items() for kind, x in speed.loc[way].items() if x < goal}
@@ -1617,7 +1617,8 @@ asked = [f"{kind}{how}" for kind in WORDS for how in ("_finetuned", "_probe", "_
 cells = pd.concat([reporting.cells_frame(ledger) for ledger in ledgers]) if ledgers else pd.DataFrame()
 if len(cells):
     cells = cells[cells["arm"].isin(grid_arms) & cells["metric"].isin(asked)]
-    display(cells.pivot_table(index="metric", columns="arm", values="value").reindex(asked).round(2).fillna("–"))
+    means = cells.pivot_table(index="metric", columns="arm", values="value").reindex(asked).round(2)
+    display(means.astype(object).fillna("–"))
 
 # %% [markdown]
 # With so few sentences nobody reads lips here. Every network is within a few points of chance, the one that was never
