@@ -1645,6 +1645,10 @@ if mouths:
 #
 # Everything that the ledger does not call reproduced, in its own words. Read *undecided* as what it says: at this
 # size, five seeds cannot tell.
+#
+# One of them needs a word of ours. The cells about reading count processor time, and were recorded while other programs
+# shared the core, which `record.yaml` advises against: that is where the wide interval for coded residuals may come
+# from. The benchmark in the first section, whose routes take turns, speaks of the same ratio.
 
 # %%
 display(Markdown(reporting.shortfalls(ledgers) or NOTHING))

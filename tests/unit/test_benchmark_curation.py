@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,25 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_benchmarks import loaded_benchmark
 from torch import Tensor
 
 from avssl_core.curation import PairwiseInformation, pairing
 from avssl_core.curation.batch_selection import pick_sequentially, pick_top
 
-ROOT = Path(__file__).resolve().parents[2]
 PAIRS = pairing("combination", (4, 4))
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    name = "benchmark_curation"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / "curation.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[name]
+    with loaded_benchmark("curation") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

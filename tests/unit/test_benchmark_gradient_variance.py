@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_benchmarks import loaded_benchmark
 
 from avssl_core import losses, training
 from avssl_core.reporting import load_definitions
@@ -22,12 +22,9 @@ VIDEOS = 3  # of a hierarchical batch: 8 samples each
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gradient_variance", ROOT / "benchmarks" / "gradient_variance.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark() -> Iterator[ModuleType]:
+    with loaded_benchmark("gradient_variance") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

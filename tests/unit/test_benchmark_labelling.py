@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -14,24 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_benchmarks import loaded_benchmark
 from scipy.special import logsumexp
 
 from avssl_core.clustering import released_sinkhorn, transport_plan
 
-ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {"seconds", "ratio_to_ours", "iterations", "marginal_error", "converged", "turns"}
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    name = "benchmark_labelling"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / "labelling.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[name]
+    with loaded_benchmark("labelling") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")
