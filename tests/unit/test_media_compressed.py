@@ -156,13 +156,54 @@ def test_b_pictures_are_refused_with_the_remedy_and_intra_pictures_still_come(tm
         assert reader.clip(0, GopSpec(1, 6, 2, motion=None, residual=None)).iframes.shape == (3, 1, HEIGHT, WIDTH)
 
 
-def test_packed_pictures_are_seen(tmp_path: Path) -> None:
+def remux(path: Path, like: Path, packets: dict[int, bytes]) -> Path:
+    """An .avi of the given packets, by their place; where a place has none the muxer notes a dropped picture."""
+    with av.open(str(like)) as source, av.open(str(path), "w") as out:
+        stream: Any = out.add_stream_from_template(source.streams.video[0])
+        for number, data in packets.items():
+            packet = av.Packet(data)
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream = Fraction(1, 25), stream
+            packet.is_keyframe = number % 12 == 0
+            out.mux(packet)
+    return path
+
+
+def test_packed_pictures_are_refused_and_intra_pictures_still_come(tmp_path: Path) -> None:
     """DivX style: a P and a B picture share a packet, and a dummy picture stands where the B picture belongs."""
-    header, packets = raw_of(encode(tmp_path / "a.avi", drifting(24), b_frames=1))
+    plain = encode(tmp_path / "plain.avi", drifting(24), b_frames=1)
+    header, packets = raw_of(plain)
     layer = find_layer(header, packets[0])
     assert layer is not None
-    together = packets[1] + packets[2]
-    assert [picture.type for picture in parse_pictures(together, layer)] == ["P", "B"]
+    kinds = [parse_pictures(data, layer)[0].type for data in packets]
+    assert "".join(kinds[:5]) == "IPBPB"
+    packed: dict[int, bytes] = {}
+    for number, (kind, data) in enumerate(zip(kinds, packets, strict=True)):
+        if kind == "B":
+            packed[number - 1] += data
+        packed[number] = not_coded(layer) if kind == "B" else data
+    assert [picture.type for picture in parse_pictures(packed[1], layer)] == ["P", "B"]
+    with CompressedReader(remux(tmp_path / "packed.avi", plain, packed)) as reader, CompressedReader(plain) as apart:
+        assert reader.structure.packed and reader.structure.num_pictures == 24
+        with pytest.raises(StructureError, match=r"B pictures.*avssl data compress"):
+            reader.clip(0, GopSpec(1, 12, 2))
+        assert torch.equal(reader.iframes(), apart.iframes())
+
+
+def test_groups_with_dropped_pictures_are_refused_by_their_length(tmp_path: Path) -> None:
+    """An .avi notes a dropped picture as an empty chunk, which FFmpeg passes over: the group is that much shorter."""
+    plain = encode(tmp_path / "plain.avi", drifting(36))
+    kept = {number: data for number, data in enumerate(packets_of(plain)) if number not in (4, 11)}
+    with CompressedReader(remux(tmp_path / "dropped.avi", plain, kept)) as reader:
+        assert [len(gop) for gop in reader.structure.gops] == [10, 12, 12]
+        assert reader.starts(GopSpec(1, 12, 1)) == [1, 2]
+        with pytest.raises(StructureError, match=r"groups of \[10\] pictures at 0, expected 12"):
+            reader.clip(0, GopSpec(1, 12, 1))
+        clip = reader.clip(1, GopSpec(1, 12, 1))
+    with CompressedReader(plain) as whole:
+        same = whole.clip(1, GopSpec(1, 12, 1))
+    assert clip.start_s == same.start_s == pytest.approx(12 / 25)
+    assert clip.motion is not None and same.motion is not None and torch.equal(clip.motion, same.motion)
 
 
 def test_real_files_of_every_structure(real_data: Path) -> None:
