@@ -70,7 +70,7 @@ from avssl_core import encoders, evaluation, figures, reporting, training, trans
 from avssl_core.encoders.trajectory_tokens import ApproximateTokens, exact_tokens
 from avssl_core.encoders.tubelets import tile_positions
 from data_prep.playground import Trajectories, build_playground
-from data_prep.playground.recipes.trajectories import REVERSED, TRIPS, target_boxes
+from data_prep.playground.recipes.trajectories import REVERSED, target_boxes
 
 # %% [markdown]
 # ## Parameters
@@ -83,26 +83,25 @@ from data_prep.playground.recipes.trajectories import REVERSED, TRIPS, target_bo
 data: str = "playground"  # "playground", "grid", or a folder of videos with a subfolder a class, or a corpus directory
 labels: str = ""  # label columns of a folder or corpus, comma-separated, one classifier each; "": the first there is
 clips: int = 3600  # playground videos (a quarter is held out), shared evenly by the worlds of the next two lines
-spreads: str = "0.23,0.27,0.31"  # how far things travel, of the frame's side, one world each
-phases: str = "0,1"  # where laps begin, one world each: 0 at one corner, so that the clock tells; 1 anywhere
-orders: int = 2  # classes of motion: 2, 4 or 6
+reaches: str = "0.75,1.25,1.75"  # how many sides of the frame things go in a video, one world each
+phases: str = "0,1"  # where crossings begin, one world each: 0 at an edge, so that the clock tells; 1 anywhere
+directions: int = 4  # classes of motion: 2 or 4
 shapes: int = 3  # classes of appearance
 radius: float = 0.1  # of the things, of the frame's side
-decoys: int = 1  # others on orders of their own
-cue: str = "colour"  # what tells the target: it is "colour" red, or its colour "match"es the house's
+decoys: int = 1  # others in directions of their own
 camera: float = 0.03  # amplitude of the shaking camera, of the frame's side
 occluders: int = 1  # things that pass in front
 seconds: float = 2.0  # length of a playground video
 film_fps: float = 8.0  # its frames a second
 arms: str = "one-frame,joint,divided,trajectory"  # which networks to train below, comma-separated
-seed: int = 0  # redraws world, initial weights and order
+seed: int = 0  # redraws world, initial weights and order of the clips
 num_frames: int = 16  # frames in a window
 fps: float = 8.0  # frames a second of a window; the paper: 7.5 (every fourth of 30)
 sampling: str = "window"  # "window": frames at `fps`; "whole": spread over the whole video, as for Something-Something
 decode_size: int = 56  # shorter side of the decoded frames, pixels
 crop: int = 48  # side of the square the network sees, pixels; the paper: 224 or 336
 scale_jitter: str = ""  # shorter side before the crop over the crop's, "low,high"; "": as decoded, without resampling
-flip: float = 0.0  # share of mirrored clips; a mirrored lap runs the other way, so none here
+flip: float = 0.0  # share of mirrored clips; mirrored, right becomes left, so none here
 jitter: float = 0.2  # of brightness, contrast, saturation
 rand_augment: str = ""  # "magnitude,number,deviation" of RandAugment; "": none
 pixel_std: float = 0.25  # pixels are shifted by 0.5 and divided by this; the paper: 0.5
@@ -147,13 +146,12 @@ class MotionformerConfig:
     data: str = "playground"
     labels: str = ""
     clips: int = 3600
-    spreads: str = "0.23,0.27,0.31"
+    reaches: str = "0.75,1.25,1.75"
     phases: str = "0,1"
-    orders: int = 2
+    directions: int = 4
     shapes: int = 3
     radius: float = 0.1
     decoys: int = 1
-    cue: str = "colour"
     camera: float = 0.03
     occluders: int = 1
     seconds: float = 2.0
@@ -231,32 +229,31 @@ print(", ".join(f"{name} {version}" for name, version in reporting.versions(("to
 # %% [markdown]
 # ## A label that no picture shows
 #
-# In the playground's recipe `trajectories` something shuttles between a house in the middle and the four corners around
-# it, once to each. The **order** of its visits is the label of motion: clockwise or anticlockwise (or, harder, two ways
-# to draw a Z and two an N). Every class holds *the same pictures*, in another order. The target's **shape** is the
-# label of appearance, asked of the same clips: one picture shows it.
+# In the playground's recipe `trajectories` something red crosses the picture, straight; when it has left, another like
+# it comes in where it came from. The **direction** is the label of motion. Opposite classes hold *the same pictures*,
+# in the opposite order. The target's **shape** is the label of appearance, asked of the same clips: one picture shows
+# it.
 #
-# What makes it hard is drawn by itself: a decoy on an order of its own, a camera that shakes, a house that stands
-# elsewhere each time, something that passes in front. Two more things differ from clip to clip, and let us ask more of
-# one network. Half of the clips begin their lap at the same corner, so that *where at which time* gives the order away
-# (`order_clock`); the others begin anywhere, so that pictures must be compared with each other (`order`; reported
-# apart). And trips are short or long, for accuracy against *displacement*.
+# What makes it hard is drawn by itself: a decoy that goes its own way, a camera that shakes, something that passes in
+# front. Two more things differ from clip to clip, and let us ask more of one network. Half of the clips begin with the
+# target at its edge, so that *where at which time* gives the direction away (`direction_clock`); in the others it is
+# anywhere at any time, so that pictures must be compared with each other (`direction`; reported apart). And it is slow
+# or fast, for accuracy against *displacement*.
 
 
 # %% tags=["define"]
-def recipe_of(config: MotionformerConfig, spread: float, phase: float = 1.0) -> Trajectories:
-    """The world with trips of one length, whose laps begin within ``phase`` of a lap."""
+def recipe_of(config: MotionformerConfig, reach: float, phase: float = 1.0) -> Trajectories:
+    """The world of one speed, whose clips begin within ``phase`` of a crossing."""
     return Trajectories(
         size=config.decode_size,
         fps=config.film_fps,
         duration_s=config.seconds,
-        orders=config.orders,
+        directions=config.directions,
         shapes=config.shapes,
         radius=config.radius,
         phase=phase,
-        spread=spread,
+        reach=reach,
         decoys=config.decoys,
-        cue=config.cue,
         camera=config.camera,
         occluders=config.occluders,
     )
@@ -264,14 +261,14 @@ def recipe_of(config: MotionformerConfig, spread: float, phase: float = 1.0) -> 
 
 # %% tags=["define"]
 def open_playground(config: MotionformerConfig, seed: int) -> avdata.Corpus:
-    """One corpus of all worlds, which its columns ``spread`` and ``phase`` tell apart."""
-    worlds, parts = list(itertools.product(config.numbers("spreads"), config.numbers("phases"))), []
-    for number, (spread, phase) in enumerate(worlds):
-        recipe, count = recipe_of(config, spread, phase), config.clips // len(worlds)
+    """One corpus of all worlds, which its columns ``reach`` and ``phase`` tell apart."""
+    worlds, parts = list(itertools.product(config.numbers("reaches"), config.numbers("phases"))), []
+    for number, (reach, phase) in enumerate(worlds):
+        recipe, count = recipe_of(config, reach, phase), config.clips // len(worlds)
         made = build_playground(recipe, clips=count, seed=100 * seed + number, progress=False)
         index = avdata.Corpus.load(made).index
         named = {column: made.name + "/" + index[column] for column in ("clip_id", "uri", "group")}
-        parts.append(index.assign(spread=spread, phase=phase, **named))
+        parts.append(index.assign(reach=reach, phase=phase, **named))
     return avdata.Corpus(made.parent, pd.concat(parts, ignore_index=True))
 
 
@@ -310,8 +307,8 @@ def clips_of(frames: Tensor, start_s: Tensor, config: MotionformerConfig) -> Ten
 
 # %% [markdown]
 # A network may be asked several questions of one clip, each answered by a classifier of its own (the paper does so on
-# EPIC-Kitchens, where a *verb* and a *noun* make an action). Here they are the order and the shape. Numbers of classes
-# travel with the clips; −1 stands for a question that is not asked of this one.
+# EPIC-Kitchens, where a *verb* and a *noun* make an action). Here they are the direction and the shape. Numbers of
+# classes travel with the clips; −1 stands for a question that is not asked of this one.
 
 
 # %% tags=["define"]
@@ -369,7 +366,7 @@ def open_corpus(config: MotionformerConfig, seed: int) -> avdata.Corpus:
 def label_columns(corpus: avdata.Corpus, config: MotionformerConfig) -> list[str]:
     """Columns of the index that are asked for, one classifier each."""
     if config.data == "playground":
-        return ["label_order", "label_shape"]
+        return ["label_direction", "label_shape"]
     named = [f"label_{name.strip().removeprefix('label_')}" for name in config.labels.split(",") if name.strip()]
     found = named or [name for name in corpus.index if name.startswith("label_")][:1]
     if not found or set(found) - set(corpus.index):
@@ -418,21 +415,21 @@ asked = [", ".join(c[i[f"asked_{n}"]] for n, c in videos.classes.items() if i[f"
 _ = figures.contact_sheet([item["frames"][0] for item in watched], titles=asked, columns=1, count=config.num_frames)
 
 # %% [markdown]
-# Each row is a clip, as the network gets it before it is cropped. Follow the red thing: out to a corner and back, four
-# times. The table says how well each label can be told at all, from one frame, from one frame whose time is known, from
-# the frames in any other order, and from the clip:
+# Each row is a clip, as the network gets it before it is cropped. Follow the red thing. The table says how well each
+# label can be told at all, from one frame, from one frame whose time is known, from the frames in any other order, and
+# from the clip (frames in any order still show the axis, and so does a single one that cuts the target at an edge):
 
 # %% tags=["nbval-check-output"]
-Trajectories(orders=6).ceilings()
+Trajectories().ceilings()
 
 # %% [markdown]
-# And this is how far the target gets between two slices of tokens, at its fastest. Divided attention's "same place" is
+# And this is how far the target gets between two slices of tokens. Divided attention's "same place" is
 # a good guess below one token and a bad one above.
 
 # %%
-for spread in config.numbers("spreads"):
-    moved = recipe_of(config, spread).speed(config.slices, config.decode_size / config.patch)
-    print(f"trips of {spread:.2f} of the frame: up to {moved:.1f} tokens from slice to slice")
+for reach in config.numbers("reaches"):
+    moved = recipe_of(config, reach).speed(config.slices, config.decode_size / config.patch)
+    print(f"{reach:.2f} sides of the frame in a clip: {moved:.1f} tokens from slice to slice")
 
 # %% [markdown]
 # ## The idea: one equation, twenty lines
@@ -520,7 +517,7 @@ class Track:
     Attributes:
         centre: row and column, ``(V, T, 2)``, a token covers a unit square; of the frame that is shown for a slice,
             ``tubelet // 2``, as are
-        seen: slices in which it is not behind its house, ``(V, T)``.
+        seen: slices in which its middle is in the crop, ``(V, T)``.
         on: tokens that its boxes in any frame of the slice touch, ``(V, T, S)``.
     """
 
@@ -530,37 +527,33 @@ class Track:
 
 
 # %% tags=["define"]
-def read_boxes(corpus: avdata.Corpus, config: MotionformerConfig) -> tuple[Tensor, Tensor]:
-    """The truth beside a playground's clips: boxes of the target and of its house, ``(V, frames, 4)`` each.
+def read_boxes(corpus: avdata.Corpus, config: MotionformerConfig) -> Tensor:
+    """The truth beside a playground's clips: the target's box in every frame, ``(V, frames, 4)``.
 
-    Pixels of the files: top, left, bottom, right.
+    Pixels of the files: top, left, bottom, right; beyond the picture's edges where it is cut.
     """
-    worlds = corpus.index["clip_id"].str.split("/").str[0].unique()
-    tables = [pd.read_parquet(corpus.root / name / "boxes.parquet") for name in worlds]
-    named = [table.assign(clip_id=f"{name}/" + table["clip_id"]) for name, table in zip(worlds, tables, strict=True)]
-    boxes = pd.concat(named)
-    boxes = boxes[boxes["clip_id"].isin(corpus.index["clip_id"])]
-    order = pd.CategoricalDtype(corpus.index["clip_id"], ordered=True)
-
-    def stacked(table: pd.DataFrame) -> Tensor:
-        ordered = table.assign(clip_id=table["clip_id"].astype(order)).sort_values(["clip_id", "frame"])
-        return torch.tensor(ordered[["y0", "x0", "y1", "x1"]].to_numpy()).reshape(len(corpus), -1, 4)
-
-    return stacked(target_boxes(boxes)), stacked(boxes[boxes["actor"] == TRIPS * (1 + config.decoys)])
+    found = []
+    for (reach, phase), index in corpus.index.groupby(["reach", "phase"]):
+        recipe, name = recipe_of(config, reach, phase), index["clip_id"].iat[0].split("/")[0]
+        table = target_boxes(pd.read_parquet(corpus.root / name / "boxes.parquet"), recipe)
+        found.append(table.assign(clip_id=f"{name}/" + table["clip_id"]))
+    boxes = pd.concat(found).set_index(["clip_id", "frame"]).sort_index()
+    kept = boxes.loc[corpus.index["clip_id"].tolist(), ["y0", "x0", "y1", "x1"]]
+    return torch.tensor(kept.to_numpy()).reshape(len(corpus), -1, 4)
 
 
 # %% tags=["define"]
 def target_track(corpus: avdata.Corpus, rows: Sequence[int], config: MotionformerConfig) -> Track:
     """Where the target of some clips is, as the middle crop's tokens see it."""
     offset, shown = (config.decode_size - config.crop) / 2, config.tubelet // 2
-    pair = ((box - offset) / config.patch for box in read_boxes(corpus.select(rows=list(rows)), config))
-    target, home = (box.unflatten(1, (config.slices, config.tubelet)) for box in pair)  # (V, T, frames of a slice, 4)
+    box = (read_boxes(corpus.select(rows=list(rows)), config) - offset) / config.patch
+    target = box.unflatten(1, (config.slices, config.tubelet))  # (V, T, frames of a slice, 4)
     centre = (target[..., :2] + target[..., 2:]) / 2
-    hidden = ((centre > home[..., :2]) & (centre < home[..., 2:])).all(-1)  # (V, T, frames of a slice)
+    inside = ((centre >= 0) & (centre < config.side)).all(-1)  # (V, T, frames of a slice)
     cell = torch.arange(config.side)
     touched = [(target[..., k, None] < cell + 1) & (target[..., k + 2, None] > cell) for k in (0, 1)]  # (V, T, f, side)
-    on = touched[0][..., :, None] & touched[1][..., None, :] & ~hidden[..., None, None]
-    return Track(centre[:, :, shown], ~hidden[:, :, shown], on.any(2).flatten(2))
+    on = touched[0][..., :, None] & touched[1][..., None, :]  # (V, T, f, side, side)
+    return Track(centre[:, :, shown], inside[:, :, shown], on.any(2).flatten(2))
 
 
 # %%
@@ -757,9 +750,9 @@ pd.Series(costs, name="M multiply-accumulates a clip").div(1e6).round(1).to_fram
 
 # %% [markdown]
 # Augmentation is the paper's, with strengths from the parameters cell: a crop (after a random rescaling, if asked for),
-# a flip, colours, and RandAugment; the same for all frames of a clip. A flip mirrors a lap: clockwise becomes
-# anticlockwise. Something-Something has such pairs of classes too ("moving left to right"), and there the release turns
-# flips off, which the text does not say.
+# a flip, colours, and RandAugment; the same for all frames of a clip. A flip mirrors a crossing: right becomes left.
+# Something-Something has such pairs of classes too ("moving left to right"), and there the release turns flips off,
+# which the text does not say.
 
 
 # %% tags=["define"]
@@ -842,28 +835,27 @@ def fit_network(
 # The paper's networks start from an image transformer trained on ImageNet. That is no detail: from random weights, a
 # small network of any kind stays at chance in our world for as long as we can wait, since it must find the thing, its
 # place and its course all at once. So each network here starts from an image transformer, too, which has seen single
-# frames of the training videos and learned what a frame can tell: where the target is (at home, or in which direction
-# from it), and its shape. Nothing in it knows an order. (On other videos it learns the videos' own labels.) The values
-# of stage 2, which no image transformer has, start as the identity: at first trajectory attention hands on what it
-# found in each slice, and the reading of the next layers, learned from pictures, holds.
+# frames of the training videos and learned what a frame can tell: where the target is (which ninth of the picture), and
+# its shape. Nothing in it knows an order. (On other videos it learns the videos' own labels.) The values of stage 2,
+# which no image transformer has, start as the identity: at first trajectory attention hands on what it found in each
+# slice, and the reading of the next layers, learned from pictures, holds.
 
 
 # %% tags=["define"]
-PLACES = ("home", "upper left", "upper right", "lower left", "lower right")
+PLACES = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "middle", "right"))
 
 
 class Frames(Dataset):
-    """Single frames with what can be told of each: the target's place, and its shape unless the house hides it."""
+    """Single frames with what can be told of each: which ninth of the picture the target is in, and its shape."""
 
     max_bad_share = 0.0
 
     def __init__(self, windows: Dataset, shapes: Sequence[int], config: MotionformerConfig) -> None:
         self.windows, self.shapes, self.fps = windows, shapes, config.film_fps
-        target, house = ((box[..., :2] + box[..., 2:]) / 2 for box in read_boxes(windows.corpus, config))
-        away = target - house  # (V, frames, 2)
-        hidden = (away.abs() < config.radius * config.decode_size).all(-1)  # (V, frames)
-        corner = 1 + 2 * (away[..., 0] > 0) + (away[..., 1] > 0).long()
-        self.places = torch.where(hidden, 0, corner)
+        target = read_boxes(windows.corpus, config)
+        centre = (target[..., :2] + target[..., 2:]) / 2  # (V, frames, 2)
+        ninth = (3 * centre / config.decode_size).floor().clamp(0, 2).long()
+        self.places = 3 * ninth[..., 0] + ninth[..., 1]
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -871,8 +863,8 @@ class Frames(Dataset):
     def __getitem__(self, key: tuple[int, int] | int) -> avdata.Item:
         item = self.windows[key]
         frame = min(round(float(item["start_s"][0]) * self.fps), self.places.shape[1] - 1)
-        place = int(self.places[item["row"], frame])
-        return item | {"asked_place": place, "asked_shape": int(self.shapes[item["row"]]) if place else -1}
+        place, shape = int(self.places[item["row"], frame]), int(self.shapes[item["row"]])
+        return item | {"asked_place": place, "asked_shape": shape}
 
 
 # %% tags=["define"]
@@ -938,7 +930,7 @@ def train(
 # Accuracy on held-out clips for each label, and, for a network of many frames, the same with the clip tampered with at
 # test time: played **backwards**, its **frames shuffled**, and its **slices shuffled** (the two frames of a cube kept
 # together). The paper has no such test; these are ours. A clip played backwards belongs to the partner class, so that a
-# network that uses the order does not merely fail: it answers the partner's name.
+# network that uses the order of frames does not merely fail: it answers the partner's name.
 
 
 # %% tags=["define"]
@@ -999,7 +991,7 @@ def accuracies(model: nn.Module, videos: Videos, config: MotionformerConfig, run
         own |= {"words": float(np.mean(list(own.values())))} if len(own) > 1 else {}
         metrics |= {f"{name}{suffix}": value for name, value in own.items()}
     if config.data == "playground":
-        metrics["order_over_shape"] = metrics["order"] - metrics["shape"]
+        metrics["direction_over_shape"] = metrics["direction"] - metrics["shape"]
         if config.num_frames == 1:  # as many frames as the others see, each answered by itself, in no order
             metrics |= bag_of_frames(model, videos, config, run)
     return metrics
@@ -1013,24 +1005,24 @@ def of_worlds(
     classes: Mapping[str, tuple[str, ...]],
     suffix: str,
 ) -> dict[str, float]:
-    """Accuracies in the playground: ``order`` where laps begin anywhere, ``order_clock`` where at one corner.
+    """Accuracies in the playground: ``direction`` where crossings begin anywhere, ``direction_clock`` where at an edge.
 
-    By length of the trips (``order_at_0`` …), and the longest minus the shortest; backwards, also the partner class.
+    By speed (``direction_at_0`` …), and the fastest minus the slowest; backwards, also the partner class.
     """
     hits = {name: right(scores[name], labels[name]) for name in scores}
     anywhere = torch.tensor(clips["phase"].to_numpy() == clips["phase"].max())
-    spread = torch.tensor(clips["spread"].to_numpy())
-    found = {"shape": hits["shape"].mean(), "order": hits["order"][anywhere].mean()}
+    reach = torch.tensor(clips["reach"].to_numpy())
+    found = {"shape": hits["shape"].mean(), "direction": hits["direction"][anywhere].mean()}
     if not anywhere.all():
-        found["order_clock"] = hits["order"][~anywhere].mean()
+        found["direction_clock"] = hits["direction"][~anywhere].mean()
     if suffix == "_reversed":
-        names = classes["order"]
-        partner = torch.tensor([names.index(REVERSED[name]) for name in names])[labels["order"]]
-        found["order_partner"] = right(scores["order"], partner)[anywhere].mean()
-    if not suffix and len(lengths := spread.unique()) > 1:
-        found |= {f"order_at_{n}": hits["order"][anywhere & (spread == x)].mean() for n, x in enumerate(lengths)}
-        found["order_far_over_near"] = found[f"order_at_{len(lengths) - 1}"] - found["order_at_0"]
-    return {name + (suffix if name in (*classes, "order_clock") else ""): float(x) for name, x in found.items()}
+        names = classes["direction"]
+        partner = torch.tensor([names.index(REVERSED[name]) for name in names])[labels["direction"]]
+        found["direction_partner"] = right(scores["direction"], partner)[anywhere].mean()
+    if not suffix and len(speeds := reach.unique()) > 1:
+        found |= {f"direction_at_{n}": hits["direction"][anywhere & (reach == x)].mean() for n, x in enumerate(speeds)}
+        found["direction_fast_over_slow"] = found[f"direction_at_{len(speeds) - 1}"] - found["direction_at_0"]
+    return {name + (suffix if name in (*classes, "direction_clock") else ""): float(x) for name, x in found.items()}
 
 
 # %% tags=["define"]
@@ -1110,7 +1102,7 @@ for name in config.arms.split(","):
 
 # %% [markdown]
 # Curves of the same loss: an undecided network pays the mean of $\ln$ of the numbers of classes. Look for the plateau.
-# Where the order is not yet seen, the shape still falls; a fixed number of steps can decide such a contest, so look
+# Where the direction is not yet seen, the shape still falls; a fixed number of steps can decide such a contest, so look
 # whether a curve had left its plateau before believing that its network *cannot*.
 
 # %%
@@ -1121,13 +1113,13 @@ _ = figures.learning_curves({n: (h["step"], h["loss"]) for n, h in histories.ite
 # ### One frame against many, and the arrow of time
 #
 # Left the plain accuracies. Then, for the networks of many frames: the clip backwards, scored with its own label and
-# (`order_partner`) with the partner class; its frames shuffled; its slices shuffled. For the one-frame network `_bag`
-# averages what it says of every frame of a clip.
+# (`direction_partner`) with the partner class; its frames shuffled; its slices shuffled. For the one-frame network
+# `_bag` averages what it says of every frame of a clip.
 
 # %%
 questions = list(videos.classes)
 columns = [f"{q}{suffix}" for q in questions for suffix in ("", "_bag", "_reversed", "_shuffled", "_slices")]
-columns += ["order_partner"]
+columns += ["direction_partner"]
 table = pd.DataFrame(results).T
 table[[c for c in columns if c in table]].round(3)
 
@@ -1148,9 +1140,9 @@ _ = axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
 
 # %% tags=["define"]
 def displacements(config: MotionformerConfig) -> list[float]:
-    """Tokens that the target moves from slice to slice, at its fastest, in each of the mixed worlds."""
+    """Tokens that the target moves from slice to slice in each of the mixed worlds."""
     side = config.decode_size / config.patch
-    return [recipe_of(config, spread).speed(config.slices, side) for spread in sorted(config.numbers("spreads"))]
+    return [recipe_of(config, reach).speed(config.slices, side) for reach in sorted(config.numbers("reaches"))]
 
 
 # %% tags=["define"]
@@ -1159,20 +1151,20 @@ def against_displacement(
 ) -> pd.DataFrame:
     """Accuracy of every (arm, seed) at every displacement, one row each."""
     rows = [
-        (arm, seed, moved, metrics[f"order_at_{number}"])
+        (arm, seed, moved, metrics[f"direction_at_{number}"])
         for (arm, seed), metrics in cells.items()
         for number, moved in enumerate(displacements(config))
-        if f"order_at_{number}" in metrics
+        if f"direction_at_{number}" in metrics
     ]
     return pd.DataFrame(rows, columns=["arm", "seed", "moved", "value"])
 
 
-MOVED = "tokens moved from slice to slice, at most"
+MOVED = "tokens moved from slice to slice"
 
 # %%
 swept = against_displacement({(name, config.seed): found for name, found in results.items()}, config)
 if len(swept):
-    _ = figures.curves_with_bands(swept, x="moved", label="order, accuracy", x_label=MOVED, chance=chance)
+    _ = figures.curves_with_bands(swept, x="moved", label="direction, accuracy", x_label=MOVED, chance=chance)
 
 # %% [markdown]
 # ## Does attention follow the ball?
@@ -1596,7 +1588,7 @@ display(Markdown(reporting.verdicts_text(ledgers, corpus="playground") or NOTHIN
 
 # %%
 KINDS = ("trajectory", "joint", "joint-matched", "divided", "norm-st", "average", "released", "one-frame")
-_ = figures.recorded_arms(ledgers, "order", label="order, accuracy", corpus="playground", arms=KINDS)
+_ = figures.recorded_arms(ledgers, "direction", label="direction, accuracy", corpus="playground", arms=KINDS)
 
 # %%
 _ = figures.recorded_arms(ledgers, "shape", label="shape, accuracy", corpus="playground", arms=KINDS)
@@ -1632,10 +1624,14 @@ for ledger in ledgers:
 # %%
 SSV2 = {"joint": 64.0, "divided": 64.2, "average": 60.0, "norm-st": 60.9, "trajectory": 66.5}
 for ledger in ledgers:
-    ours = {arm: [100 * v for v in ledger.values(arm, "order").values()] for arm in SSV2 if ledger.values(arm, "order")}
+    ours = {
+        arm: [100 * v for v in ledger.values(arm, "direction").values()]
+        for arm in SSV2
+        if ledger.values(arm, "direction")
+    }
     if ours:
         figures.paper_and_ours(
-            SSV2, ours, paper_label="SSv2 top-1, %", our_label="order, %", chance=100 / config.orders
+            SSV2, ours, paper_label="SSv2 top-1, %", our_label="direction, %", chance=100 / config.directions
         )
 
 # %% [markdown]
@@ -1646,9 +1642,9 @@ for ledger in ledgers:
     cells = {
         (cell.arm, cell.seed): cell.metrics for cell in ledger.cells if cell.arm in ("trajectory", "joint", "divided")
     }
-    own = replace(config, **{name: ledger.config[name] for name in ("spreads", "decode_size", "patch", "num_frames")})
+    own = replace(config, **{name: ledger.config[name] for name in ("reaches", "decode_size", "patch", "num_frames")})
     if len(swept := against_displacement(cells, own)):
-        _ = figures.curves_with_bands(swept, x="moved", label="order, accuracy", x_label=MOVED)
+        _ = figures.curves_with_bands(swept, x="moved", label="direction, accuracy", x_label=MOVED)
 
 # %% [markdown]
 # ## What did not reproduce
@@ -1705,8 +1701,7 @@ if config.data not in ("playground", "grid"):
 
 # %% tags=["define"]
 CHOICES = {
-    "orders": (2, 4, 6),
-    "cue": ("colour", "match"),
+    "directions": (2, 4),
     "sampling": ("window", "whole"),
     "pool": ("mean", "class"),
     "position": ("separate", "joint"),
@@ -1812,7 +1807,7 @@ def observed_shapes(config: MotionformerConfig, videos: Videos) -> dict[str, str
 # %% tags=["define"]
 def made_up(config: MotionformerConfig, run: training.World) -> dict[str, object]:
     """Parameters of a few made-up clips, as long and as large as the real ones, in one world without workers."""
-    made = {"data": "playground", "clips": 16 + 6 * run.world_size, "spreads": "0.26", "phases": "1"}
+    made = {"data": "playground", "clips": 16 + 6 * run.world_size, "reaches": "1.25", "phases": "1"}
     made |= {"seconds": max(2.0, config.num_frames / config.fps), "film_fps": config.fps, "workers": 0, "cache": False}
     made |= {"init": "", "image_steps": 0} if config.init else {}
     return made | {"schedule": "constant", "milestones": "", "warmup_steps": 0}
@@ -1849,15 +1844,14 @@ def dry_run(config: MotionformerConfig) -> dict[str, object]:
 # %% [markdown]
 # ## Exercises
 #
-# 1. Set `phases="1"`: no lap begins at a corner that is known. Does any network leave its plateau within these steps?
-#    What do the other clips teach?
-# 2. `cue="match"` with two decoys: the target is the one that has the house's colour. Nothing red to look for. What do
-#    the heads of the table above follow now?
-# 3. `flip=0.5` mirrors laps without changing their label. Compute the accuracy of the best network first, then train.
+# 1. Set `phases="1"`: no crossing begins at an edge that is known. Does any network leave its plateau within these
+#    steps? What do the other clips teach?
+# 2. Three decoys instead of one. Whom do the heads of the table above follow now?
+# 3. `flip=0.5` mirrors clips without changing their label. Compute the accuracy of the best network first, then train.
 # 4. Give trajectory attention the class token (`pool="class"`) and one block (`depth=1`). What is left of stage 2?
 # 5. Choose prototypes from keys as well (`candidates="both"`), as the text says. Does the error of `token_errors`
 #    change?
-# 6. `orders=6`. Which pairs of classes does each network confuse?
+# 6. `reaches="3"`: more than two tokens from slice to slice. Which directions does each network confuse, and why?
 
 # %%
 reporting.finish_run(ledgers, results, is_main=run.is_main)

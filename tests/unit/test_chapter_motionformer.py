@@ -142,24 +142,24 @@ def test_shuffling_moves_frames_and_changes_none(chapter: ModuleType, together: 
 
 
 def test_a_clip_backwards_is_scored_with_the_partner_class(chapter: ModuleType) -> None:
-    classes = {"order": ("anticlockwise", "clockwise"), "shape": ("ball", "box")}
-    labels = {"order": torch.tensor([0, 1, 0, 1]), "shape": torch.tensor([0, 0, 1, 1])}
-    said = {"order": torch.eye(2)[[1, 0, 0, 0]], "shape": torch.eye(2)[[0, 0, 1, 0]]}
-    worlds = pd.DataFrame({"phase": [1.0, 1.0, 0.0, 1.0], "spread": [0.1, 0.2, 0.1, 0.2]})
+    classes = {"direction": ("left", "right"), "shape": ("ball", "box")}
+    labels = {"direction": torch.tensor([0, 1, 0, 1]), "shape": torch.tensor([0, 0, 1, 1])}
+    said = {"direction": torch.eye(2)[[1, 0, 0, 0]], "shape": torch.eye(2)[[0, 0, 1, 0]]}
+    worlds = pd.DataFrame({"phase": [1.0, 1.0, 0.0, 1.0], "reach": [0.1, 0.2, 0.1, 0.2]})
     found = chapter.of_worlds(said, labels, worlds, classes, "_reversed")
     assert found == pytest.approx(
-        {"shape_reversed": 3 / 4, "order_reversed": 0, "order_partner": 1, "order_clock_reversed": 1}
+        {"shape_reversed": 3 / 4, "direction_reversed": 0, "direction_partner": 1, "direction_clock_reversed": 1}
     )
 
 
 def test_worlds_are_told_apart(chapter: ModuleType) -> None:
-    classes = {"order": ("anticlockwise", "clockwise"), "shape": ("ball", "box")}
-    labels = {"order": torch.tensor([0, 1, 0, 1]), "shape": torch.tensor([0, 0, 1, 1])}
-    worlds = pd.DataFrame({"phase": [1.0, 1.0, 0.0, 1.0], "spread": [0.1, 0.2, 0.1, 0.2]})
-    said = {"order": torch.eye(2)[[0, 1, 1, 0]], "shape": torch.eye(2)[[0, 0, 1, 1]]}
+    classes = {"direction": ("left", "right"), "shape": ("ball", "box")}
+    labels = {"direction": torch.tensor([0, 1, 0, 1]), "shape": torch.tensor([0, 0, 1, 1])}
+    worlds = pd.DataFrame({"phase": [1.0, 1.0, 0.0, 1.0], "reach": [0.1, 0.2, 0.1, 0.2]})
+    said = {"direction": torch.eye(2)[[0, 1, 1, 0]], "shape": torch.eye(2)[[0, 0, 1, 1]]}
     found = chapter.of_worlds(said, labels, worlds, classes, "")
-    expected = {"shape": 1, "order": 2 / 3, "order_clock": 0, "order_at_0": 1, "order_at_1": 0.5}
-    assert found == pytest.approx(expected | {"order_far_over_near": -0.5})
+    expected = {"shape": 1, "direction": 2 / 3, "direction_clock": 0, "direction_at_0": 1, "direction_at_1": 0.5}
+    assert found == pytest.approx(expected | {"direction_fast_over_slow": -0.5})
 
 
 def test_questions_that_are_not_asked_count_for_nothing(chapter: ModuleType) -> None:
@@ -173,7 +173,7 @@ def test_questions_that_are_not_asked_count_for_nothing(chapter: ModuleType) -> 
 def test_the_track_is_the_red_thing(chapter: ModuleType, tiny: object) -> None:
     """In the middle crop of real files, the reddest token is one that the target's box touches."""
     config = replace(
-        tiny, decode_size=64, crop=48, clips=6, spreads="0.26", phases="1", decoys=0, occluders=0, camera=0.0
+        tiny, decode_size=64, crop=48, clips=6, reaches="1.25", phases="1", decoys=0, occluders=0, camera=0.0
     )
     videos = chapter.open_videos(config, 0)
     clip, track = chapter.still_clips(videos, 0, range(4), config)
@@ -215,14 +215,14 @@ def test_following_is_told_from_staying_and_from_finding(chapter: ModuleType) ->
 @pytest.mark.parametrize("name", ["trajectory", "joint"])
 def test_maps_of_all_blocks_sum_to_one_in_each_slice(chapter: ModuleType, tiny: object, name: str) -> None:
     config = replace(tiny, depth=2)
-    model = chapter.build_model(chapter.ARMS[name], config, {"order": range(2)}, 0).eval()
+    model = chapter.build_model(chapter.ARMS[name], config, {"direction": range(2)}, 0).eval()
     maps = chapter.attention_of(model, torch.randn(2, 3, 16, 32, 32, generator=torch.Generator().manual_seed(0)))
     assert len(maps) == 2 and maps[0].shape == (2, 2, 8 * 16, 8, 16)
     torch.testing.assert_close(maps[1].sum(4), torch.ones(2, 2, 128, 8))
 
 
 def test_errors_of_the_rivals_fall_where_attention_is_a_choice_among_few(chapter: ModuleType, tiny: object) -> None:
-    model = chapter.build_model(chapter.ARMS["trajectory"], tiny, {"order": range(2)}, 0).eval()
+    model = chapter.build_model(chapter.ARMS["trajectory"], tiny, {"direction": range(2)}, 0).eval()
     errors = chapter.token_errors(model, torch.randn(2, 3, 16, 32, 32, generator=torch.Generator().manual_seed(0)), 0)
     assert set(errors) == set(chapter.RIVALS) and set(errors["random"]) == set(chapter.FEW_TO_MANY)
     assert errors["nystrom"][64] < errors["nystrom"][4] and errors["performer"][64] < errors["performer"][4]
@@ -251,8 +251,8 @@ def test_a_cell_runs_and_repeats_itself(chapter: ModuleType, tiny: object, arm: 
     assert first == second  # a cell is a function of (arm, seed, configuration)
     assert all(math.isfinite(value) for value in first.values() if isinstance(value, float))
     if chapter.ARMS[arm].kind == "train":
-        assert 0 <= first["order"] <= 1 and 0 <= first["shape"] <= 1
-        assert ("order_partner" in first) == (arm != "one-frame") and ("shape_bag" in first) == (arm == "one-frame")
+        assert 0 <= first["direction"] <= 1 and 0 <= first["shape"] <= 1
+        assert ("direction_partner" in first) == (arm != "one-frame") and ("shape_bag" in first) == (arm == "one-frame")
 
 
 def test_claimed_metrics_are_what_cells_return(chapter: ModuleType, tiny: object) -> None:
@@ -282,7 +282,7 @@ def test_keeping_every_matrix_costs_memory(chapter: ModuleType, tiny: object) ->
 
 def test_dry_run_measures_and_projects(chapter: ModuleType, tiny: object) -> None:
     report = chapter.dry_run(replace(tiny, arms="trajectory,one-frame"))
-    assert {"frames", "asked_order", "parameters, trajectory", "measured", "projection"} <= set(report)
+    assert {"frames", "asked_direction", "parameters, trajectory", "measured", "projection"} <= set(report)
     assert report["network input"].startswith("(2, 3, 16, 32, 32)") and report["tokens"] == "8 slices of 4×4"
     assert "GiB" in report["projection"]
 
@@ -324,7 +324,7 @@ def test_dry_run_of_the_papers_runs(chapter: ModuleType, budget: str) -> None:
         ({"arms": "trajectory,cost-plain"}, "'cost-plain'. cannot be trained"),
         ({"arms": "trajektory"}, "'trajektory'"),
         ({"steps": 0}, "steps=0: must be positive"),
-        ({"orders": 3}, "orders=3: use one of 2, 4, 6"),
+        ({"directions": 3}, "directions=3: use one of 2, 4"),
         ({"smoothing": 1.2}, "smoothing=1.2: it is a share"),
         ({"rand_augment": "9,2"}, "takes 3 numbers"),
         ({"schedule": "multistep"}, "needs milestones"),
@@ -364,7 +364,7 @@ def test_words_on_real_sentences(chapter: ModuleType, tiny: object, real_data: P
     model, _ = chapter.train(chapter.ARMS["divided"], config, videos, 0, CPU)
     metrics = chapter.accuracies(model, videos, config, CPU)
     assert metrics["words"] == pytest.approx(sum(metrics[kind] for kind in chapter.WORDS) / 3)
-    assert {"words_slices", "digit_reversed"} <= set(metrics) and "order_partner" not in metrics
+    assert {"words_slices", "digit_reversed"} <= set(metrics) and "direction_partner" not in metrics
 
 
 def test_a_folder_with_a_subfolder_a_class_and_many_views(
