@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from avssl.errors import UsageError
 
 if TYPE_CHECKING:
     from data_prep.curate import Report
+    from data_prep.curate.stages import Mapper
 
 console = Console()
 
@@ -45,6 +47,9 @@ def curate(
     pairs: Annotated[str, typer.Option(help="diagonal, bipartite, combination (the paper's), intra.")] = "bipartite",
     seed: Annotated[int, typer.Option(help="Of clusters, draws and random weights.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="processes; dask (a cluster of this machine); or a Dask scheduler, tcp://HOST:8786.")
+    ] = "processes",
 ) -> None:
     """Keep the clips whose sight and sound tell most of each other (ACAV): a manifest, a page of best and worst."""
     if not folder.exists():
@@ -73,10 +78,21 @@ def curate(
             selecting=Selecting(pairs=pairs, seed=seed),  # type: ignore[arg-type]
             seed=seed,
         )
-        report = curate_folder(source, written, settings, workers=workers, said=_say)
+        with _mapper(scheduler, workers) as mapper:
+            report = curate_folder(source, written, settings, workers=workers, said=_say, mapper=mapper)
     except (CurateError, CompressError, CorpusError, OSError) as error:
         raise UsageError(str(error)) from error
     _say(curated(report))
+
+
+def _mapper(scheduler: str, workers: int | None) -> AbstractContextManager[Mapper | None]:
+    """Who runs the shards: this machine's processes (None), or Dask."""
+    if scheduler == "processes":
+        return nullcontext()
+    from data_prep.compress.build import cores
+    from data_prep.curate import dask_mapper, scheduler_address
+
+    return dask_mapper(scheduler_address(scheduler), workers=workers or cores())
 
 
 def curated(report: Report) -> str:

@@ -293,6 +293,50 @@ def playground_supervised(found: Found) -> Section:
     return Section("What the playground's files hold", "a small supervised network", rows, why, "one thread")
 
 
+def curation(found: Found) -> Section:
+    """Selecting by mutual information, beside recomputing and beside the release's incremental scoring."""
+    names = {"recomputed": "tables counted anew", "release": "the release's incremental scoring"}
+    goals, rows = {"recomputed": 100.0, "release": 10.0}, []
+    for inner, contestants in found["contestants"].items():
+        for name, each in contestants.items():
+            if name != "ours":
+                what = next((text for key, text in names.items() if name.startswith(key)), name)
+                goal = next((goal for key, goal in goals.items() if name == key), None)
+                rows.append(ratio(f"{inner}: {what}", each["ratio_to_ours"], goal))
+    for inner, row in found["growth"].items():
+        rows.append(_exponent(f"{inner}: exponent of time in the number of clips", row["exponent"]))
+    if found["memory"]:
+        rows.append(Row("memory of a further clip", f"{number(found['memory']['bytes_a_further_clip'])} bytes"))
+    setting = found["settings"]
+    why = (
+        "A further clip touches one cell of each table; candidates that share no cluster with a pick keep their score."
+    )
+    compares = f"the other's time over ours, {setting['clips']:,} clips, {setting['clusterings']} clusterings"
+    return Section("Choosing clips by mutual information", compares, rows, why)
+
+
+def _exponent(what: str, value: float) -> Row:
+    return Row(what, f"{value:.2f}", "linear (≤ 1.1)", value <= 1.1)
+
+
+def curation_scale(found: Found) -> Section:
+    """Choosing from labels on disk, and what a hundred million clips would take."""
+    rows = [
+        Row(f"{each['clips']:,} clips", f"{each['seconds'] / 60:.1f} min, {each['peak_GiB']:.2f} GiB")
+        for each in found["measured"]
+    ]
+    ahead, last = found["projection"], found["measured"][-1]
+    rows.append(_exponent("exponent of time in the number of clips", found["exponent"]))
+    rows.append(Row(f"{ahead['clips']:,} clips, projected", f"{ahead['hours']:.1f} h, {ahead['peak_GiB']:.2f} GiB"))
+    why = (
+        f"Chunks of {found['settings']['chunk']:,} clips bound the memory. Of the chosen {share(last['good_share'])} "
+        f"are good, of the pool {share(found['settings']['good'])}."
+    )
+    kept = share(found["settings"]["keep"])
+    compares = f"labels of {found['settings']['columns']} columns, memory-mapped, {kept} chosen"
+    return Section("Choosing from as many clips as the web has", compares, rows, why)
+
+
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 

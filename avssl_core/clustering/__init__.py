@@ -14,6 +14,7 @@ from avssl_core.clustering.released import ReleasedResult, released_sinkhorn
 from avssl_core.clustering.rounds import clustering_rounds
 from avssl_core.clustering.sinkhorn import CollapseError, SinkhornResult, sinkhorn, transport_plan
 from avssl_core.clustering.splicing import ClusterHeads, fuse_log_probs, head_groups, self_label_loss
+from avssl_core.clustering.warmup import warmup_batchnorm
 
 __all__ = [
     "Alignment",
@@ -37,5 +38,6 @@ __all__ = [
     "sinkhorn",
     "transport_plan",
     "uniform_sizes",
+    "warmup_batchnorm",
     "zipf_sizes",
 ]

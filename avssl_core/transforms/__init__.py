@@ -12,6 +12,7 @@ from avssl_core.transforms.compressed import (
     normalise_pictures,
     normalise_residual,
 )
+from avssl_core.transforms.degradation import degrade_nearest, hold_samples
 from avssl_core.transforms.rand_augment import RandAugment
 from avssl_core.transforms.randomness import generator_for, mix
 from avssl_core.transforms.stream_turns import quarter_turns, reverse_order
@@ -30,8 +31,10 @@ __all__ = [
     "TimeReversal",
     "TimeShift",
     "VolumeJitter",
+    "degrade_nearest",
     "fixed_crop",
     "generator_for",
+    "hold_samples",
     "mix",
     "modality_split",
     "normalise_motion",

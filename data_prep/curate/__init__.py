@@ -11,6 +11,7 @@ networks, clusters, selection, and a manifest with a page to look at and listen 
 from data_prep.curate.clips import Cutting
 from data_prep.curate.networks import Choice, Extractor
 from data_prep.curate.pipeline import MANIFEST_FILE, PAGE_FILE, curate_folder
+from data_prep.curate.scheduling import dask_mapper, scheduler_address
 from data_prep.curate.select import Selecting
 from data_prep.curate.settings import Report, Settings
 from data_prep.curate.stages import CurateError
@@ -26,4 +27,6 @@ __all__ = [
     "Selecting",
     "Settings",
     "curate_folder",
+    "dask_mapper",
+    "scheduler_address",
 ]

@@ -159,7 +159,7 @@ def build_extractor(choice: Choice) -> Extractor:
         network, inputs = _random_network(choice) if choice.weights is None else _book_network(choice)
     except CheckpointError as error:
         raise CurateError(str(error)) from error
-    return (VideoExtractor if choice.modality == "video" else AudioExtractor)(network, inputs, _book_layers(network))
+    return (VideoExtractor if choice.modality == "video" else AudioExtractor)(network, inputs, book_layers(network))
 
 
 class _Layers:
@@ -304,7 +304,7 @@ def _inputs_of(path: Path) -> Inputs:
     return Inputs(**{name: identity[f"context.{name}"] for name in names if f"context.{name}" in identity})
 
 
-def _book_layers(network: nn.Module) -> tuple[str, ...]:
+def book_layers(network: nn.Module) -> tuple[str, ...]:
     """Five layers of a network of four stages: its stem, or else its last convolution, and each stage."""
     stages = tuple(f"stages.{number}" for number in range(len(network.get_submodule("stages")._modules)))
     return (*stages, "final") if isinstance(network, FactorisedVideoNet) else ("stem_norm", *stages)

@@ -11,10 +11,12 @@ recipes:
 
 * ``actions``: a place that stays, events that change, a direction that only time reveals;
 * ``web``: the same with sound tracks that do not belong, music, or none;
+* ``correspondence``: one event a clip, half of the clips with another's sound, to be found;
 * ``boxes``: a few objects with exact boxes, one of which sounds;
 * ``binding``: equal I pictures; which of two shapes moves is told by I and P pictures together only;
 * ``travel``: one sprite that travels or swings, under a camera that rests or pans;
-* ``trajectories``: a thing visits four corners, and all classes hold the same pictures in another order.
+* ``trajectories``: a thing crosses the picture, and opposite classes hold the same pictures in another order;
+* ``labels``: a class that both streams share, under nuisances of each that are easier to cluster.
 """
 
 from __future__ import annotations
@@ -24,7 +26,19 @@ from typing import Any
 import pandas as pd
 
 from .build import build_playground, render_clip
-from .recipes import Actions, Binding, Boxes, LabelKind, Recipe, Trajectories, Travel, Web, make_recipe
+from .recipes import (
+    Actions,
+    Binding,
+    Boxes,
+    Correspondence,
+    LabelKind,
+    Labels,
+    Recipe,
+    Trajectories,
+    Travel,
+    Web,
+    make_recipe,
+)
 from .scene import Actor, Clip, Scene
 from .truth import analytic_flow
 
@@ -34,7 +48,9 @@ __all__ = [
     "Binding",
     "Boxes",
     "Clip",
+    "Correspondence",
     "LabelKind",
+    "Labels",
     "Recipe",
     "Scene",
     "Trajectories",

@@ -10,11 +10,25 @@ from .actions import Actions
 from .base import LabelKind, Recipe
 from .binding import Binding
 from .boxes import Boxes
+from .correspondence import Correspondence
+from .labels import Labels
 from .trajectories import Trajectories
 from .travel import Travel
 from .web import Web
 
-__all__ = ["Actions", "Binding", "Boxes", "LabelKind", "Recipe", "Trajectories", "Travel", "Web", "make_recipe"]
+__all__ = [
+    "Actions",
+    "Binding",
+    "Boxes",
+    "Correspondence",
+    "LabelKind",
+    "Labels",
+    "Recipe",
+    "Trajectories",
+    "Travel",
+    "Web",
+    "make_recipe",
+]
 
 _BY_NAME: dict[str, type[Recipe]] = {
     "actions": Actions,
@@ -23,6 +37,8 @@ _BY_NAME: dict[str, type[Recipe]] = {
     "binding": Binding,
     "travel": Travel,
     "trajectories": Trajectories,
+    "correspondence": Correspondence,
+    "labels": Labels,
 }
 
 

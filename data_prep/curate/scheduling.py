@@ -1,0 +1,118 @@
+"""The shards of a curation on Dask: on this machine's cores, or on the workers of a scheduler that is running already.
+
+A cluster's workers see the same disk, do one shard at a time and die one by one: a shard that takes its worker with it
+is lost alone, done again item by item as with processes of this machine, and the culprit is refused
+(:func:`~data_prep.curate.stages.run_shards`). What has been written stays, so that a run whose scheduler went down goes
+on as well. ``dask-jobqueue`` starts workers on SLURM; give its scheduler's address.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from data_prep.compress.pool import Died, Late
+from data_prep.curate.stages import CurateError, Mapper
+
+_TICK_S = 0.2  # how often time limits are looked at
+
+
+@contextmanager
+def dask_mapper(address: str | None = None, *, workers: int = 1) -> Iterator[Mapper]:
+    """Run shards on Dask while the context lasts.
+
+    Args:
+        address: of a scheduler, such as ``tcp://head:8786``; a cluster of this machine's processes is started if None.
+        workers: processes of that cluster.
+
+    Yields:
+        What :func:`~data_prep.curate.curate_folder` takes as ``mapper``.
+
+    Raises:
+        CurateError: Dask is not installed, or no scheduler answers.
+    """
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise CurateError("Dask is not installed: pip install -e '.[scale]', or leave --scheduler out") from error
+    # A death is told at once instead of being tried three times, and nothing waits on a worker that might die.
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.scheduler.worker-saturation": 1.0}):
+        cluster = None
+        if address is None:
+            cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None)
+        try:
+            with Client(address or cluster, timeout=20) as client:
+                yield lambda function, jobs, limit: _outcomes(client, function, jobs, limit)
+        except OSError as error:
+            if address is None or "scheduler" not in str(error).lower():
+                raise
+            raise CurateError(f"no Dask scheduler answers at {address} ({error})") from error
+        finally:
+            if cluster is not None:
+                cluster.close()
+
+
+def _outcomes(
+    client: Any, function: Callable[[Any], Any], jobs: Sequence[Any], limit_s: Callable[[Any], float]
+) -> Iterator[tuple[Any, Any]]:
+    """Results as they come: as many jobs under way as there are threads, each with its time limit."""
+    from distributed import wait
+
+    waiting, running = deque(jobs), dict[Any, tuple[Any, float]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < max(1, sum(client.nthreads().values())):
+                job = waiting.popleft()
+                running[client.submit(function, job, pure=False, retries=0)] = job, time.monotonic() + limit_s(job)
+            try:
+                done = wait(list(running), timeout=_TICK_S, return_when="FIRST_COMPLETED").done
+            except TimeoutError:
+                done = set()
+            for future in done:
+                yield running.pop(future)[0], _result(future)
+            for future in [future for future, (_, deadline) in running.items() if deadline <= time.monotonic()]:
+                job, _ = running.pop(future)
+                _end(client, future)
+                yield job, Late(limit_s(job))
+    finally:
+        client.cancel(list(running), force=True)
+
+
+def _result(future: Any) -> Any:
+    """What a job returned, or that its worker died; what it raised ends the whole."""
+    from distributed.scheduler import KilledWorker
+
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        return Died(None)
+    if error is not None:
+        raise error
+    return future.result()
+
+
+def _end(client: Any, future: Any) -> None:
+    """Cancel a job that takes too long, and restart the worker that is caught in it."""
+    places = [worker for found in client.who_has([future]).values() for worker in found]
+    busy = [worker for worker, keys in client.processing().items() if future.key in keys]
+    client.cancel([future], force=True)
+    if busy or places:
+        client.restart_workers(busy or places, timeout=30, raise_for_error=False)
+
+
+def scheduler_address(scheduler: str) -> str | None:
+    """The address in ``--scheduler``: ``dask`` starts a cluster here (None), ``tcp://…`` and the like join one.
+
+    Raises:
+        CurateError: it is neither.
+    """
+    if scheduler == "dask":
+        return None
+    if "://" in scheduler:
+        return scheduler
+    raise CurateError(
+        f"--scheduler {scheduler!r}: use processes, dask, or the address of a scheduler (tcp://head:8786)"
+    )
