@@ -8,6 +8,8 @@ on as well. ``dask-jobqueue`` starts workers on SLURM; give its scheduler's addr
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,7 @@ from typing import Any
 from data_prep.compress.pool import Died, Late
 from data_prep.curate.stages import CurateError, Mapper
 
-_TICK_S = 0.2  # how often time limits are looked at
+_TICK_S = 0.2  # how often new workers are given work
 
 
 @contextmanager
@@ -67,40 +69,40 @@ def _outcomes(
         while waiting or running:
             while waiting and len(running) < max(1, sum(client.nthreads().values())):
                 job = waiting.popleft()
-                running[client.submit(function, job, pure=False, retries=0)] = job, time.monotonic() + limit_s(job)
+                future = client.submit(_in_time, function, job, limit_s(job), pure=False, retries=0)
+                running[future] = job, time.monotonic()
             try:
                 done = wait(list(running), timeout=_TICK_S, return_when="FIRST_COMPLETED").done
             except TimeoutError:
                 done = set()
             for future in done:
-                yield running.pop(future)[0], _result(future)
-            for future in [future for future, (_, deadline) in running.items() if deadline <= time.monotonic()]:
-                job, _ = running.pop(future)
-                _end(client, future)
-                yield job, Late(limit_s(job))
+                job, began = running.pop(future)
+                yield job, _result(future, time.monotonic() - began, limit_s(job))
     finally:
         client.cancel(list(running), force=True)
 
 
-def _result(future: Any) -> Any:
-    """What a job returned, or that its worker died; what it raised ends the whole."""
+def _in_time(function: Callable[[Any], Any], job: Any, limit_s: float) -> Any:
+    """Do a job on a worker, which ends itself when that takes too long: nothing else ends a decoder that hangs."""
+    watch = threading.Timer(limit_s, os._exit, args=(1,))
+    watch.daemon = True
+    watch.start()
+    try:
+        return function(job)
+    finally:
+        watch.cancel()
+
+
+def _result(future: Any, taken_s: float, limit_s: float) -> Any:
+    """What a job returned; that it was late, or that its worker died. What it raised ends the whole."""
     from distributed.scheduler import KilledWorker
 
     error = future.exception()
     if isinstance(error, KilledWorker):
-        return Died(None)
+        return Late(limit_s) if taken_s >= limit_s else Died(None)
     if error is not None:
         raise error
     return future.result()
-
-
-def _end(client: Any, future: Any) -> None:
-    """Cancel a job that takes too long, and restart the worker that is caught in it."""
-    places = [worker for found in client.who_has([future]).values() for worker in found]
-    busy = [worker for worker, keys in client.processing().items() if future.key in keys]
-    client.cancel([future], force=True)
-    if busy or places:
-        client.restart_workers(busy or places, timeout=30, raise_for_error=False)
 
 
 def scheduler_address(scheduler: str) -> str | None:
