@@ -423,8 +423,9 @@ _ = figures.contact_sheet([item["frames"][0] for item in watched], titles=asked,
 Trajectories().ceilings()
 
 # %% [markdown]
-# And this is how far the target gets between two slices of tokens. Divided attention's "same place" is
-# a good guess below one token and a bad one above.
+# And this is how far the target gets between two slices of tokens. Divided attention's "same place" is a good guess
+# below one token and a bad one above. Mind that a token is a *cube*: two frames of it may show which way a thing goes,
+# without a look at another slice. Whether that is what a network uses is asked below, by shuffling the slices.
 
 # %%
 for reach in config.numbers("reaches"):
@@ -832,13 +833,11 @@ def fit_network(
 # %% [markdown]
 # ### Start from pictures, as the paper does
 #
-# The paper's networks start from an image transformer trained on ImageNet. That is no detail: from random weights, a
-# small network of any kind stays at chance in our world for as long as we can wait, since it must find the thing, its
-# place and its course all at once. So each network here starts from an image transformer, too, which has seen single
-# frames of the training videos and learned what a frame can tell: where the target is (which ninth of the picture), and
-# its shape. Nothing in it knows an order. (On other videos it learns the videos' own labels.) The values of stage 2,
-# which no image transformer has, start as the identity: at first trajectory attention hands on what it found in each
-# slice, and the reading of the next layers, learned from pictures, holds.
+# The paper's networks start from an image transformer trained on ImageNet. Each network here starts from an image
+# transformer, too, which has seen single frames of the training videos and learned what a frame can tell: where the
+# target is (which ninth of the picture), and its shape. Nothing in it knows an order. (On other videos it learns the
+# videos' own labels.) The values of stage 2, which no image transformer has, start as the identity: at first trajectory
+# attention hands on what it found in each slice, and the reading of the next layers, learned from pictures, holds.
 
 
 # %% tags=["define"]
