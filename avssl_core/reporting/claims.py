@@ -60,11 +60,12 @@ class Side:
     metric: str = ""
     value: float | None = None
 
-    def label(self) -> str:
-        """How the side reads in a table: ``l``, ``mean(g, h)`` or ``0.25``."""
+    def label(self, metric: str = "") -> str:
+        """How the side reads in a table: ``l``, ``mean(g, h)`` or ``0.25``; ``l: shape`` if not of ``metric``."""
         if self.value is not None:
             return f"{self.value:g}"
-        return self.arms[0] if len(self.arms) == 1 else f"mean({', '.join(self.arms)})"
+        arms = self.arms[0] if len(self.arms) == 1 else f"mean({', '.join(self.arms)})"
+        return f"{arms}: {self.metric}" if metric not in ("", self.metric) else arms
 
 
 @dataclass(frozen=True)

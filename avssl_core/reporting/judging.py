@@ -95,8 +95,8 @@ def judge(claim: Claim, cells: Iterable[CellRecord]) -> ClaimResult:
         control=_control(claim, claim.control, table) if claim.control is not None else None,
         corpus=claim.corpus,
         extended=claim.extended,
-        better=claim.better.label(),
-        worse=claim.worse.label(),
+        better=claim.better.label(claim.metric),
+        worse=claim.worse.label(claim.metric),
         minimum_effect=claim.minimum_effect,
         differences=tuple(differences),
     )

@@ -19,9 +19,9 @@
 # 2101.10803](https://arxiv.org/abs/2101.10803)). Section and table numbers are those of the first author's thesis
 # (Seoul National University, 2023), chapter 4, which tells it at greater length.
 #
-# **What this chapter costs.** Budget `small`, as shown: two CPU cores, about ten minutes, most of which go into drawing
-# and describing a thousand short clips. `smoke`: about a minute. The recorded verdicts near the end: a few minutes a
-# seed, as choosing takes seconds; those marked *extended* train networks and take longer.
+# **What this chapter costs.** Budget `small`, as shown: two minutes of one CPU core, most of which go into drawing and
+# describing a thousand short clips. `smoke`: less than one. The recorded verdicts near the end: a few minutes a seed,
+# as choosing takes seconds; those marked *extended* train networks and take longer.
 #
 # ## The claim, and why it matters
 #
@@ -985,10 +985,11 @@ table = pd.Series({names[name]: rivals[name] for name in names} | {"information,
 table.round(3).to_frame("precision")
 
 # %% [markdown]
-# The three likenesses without training are at chance, of necessity: principal components of two spaces have nothing to
-# do with each other. (In the paper they reach 60 % on Kinetics-Sounds, and 87 % where both sides are pictures described
-# by one network.) Whether heads or information win depends on what heads are given to learn from; the ledger below asks
-# it with equal mixtures, with good pairs only, and with four bad pairs in five.
+# The three likenesses without training have nothing to go by: principal components of two spaces have nothing to do
+# with each other, and what they find above or below one half is luck of this world's draw. (In the paper they reach 60
+# % on Kinetics-Sounds, and 87 % where both sides are pictures described by one network.) Whether heads or information
+# win depends on what heads are given to learn from; the ledger below asks it with equal mixtures, with good pairs
+# only, and with four bad pairs in five.
 #
 # ## How much may be taken of a batch, and how many clusters?
 

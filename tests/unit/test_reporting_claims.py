@@ -255,7 +255,7 @@ def test_sides_may_be_numbers_means_and_other_metrics(tmp_path: Path) -> None:
     (claim,) = load_claims(write(tmp_path, {**CLAIM, **sides}, seeds=1))
     result = judge(claim, [cell("l", 0, other=0.5), cell("j", 0, other=0.7)])
     assert result.effect == pytest.approx(0.35)
-    assert (result.better, result.worse) == ("mean(l, j)", "0.25")
+    assert (result.better, result.worse) == ("mean(l, j): other", "0.25")
 
 
 def test_control_is_judged_on_its_own_sides(tmp_path: Path) -> None:
