@@ -990,9 +990,9 @@ table.round(3).to_frame("precision")
 # %% [markdown]
 # The three likenesses without training have nothing to go by: principal components of two spaces have nothing to do
 # with each other, and what they find above or below one half is luck of this world's draw. (In the paper they reach
-# 60 % on Kinetics-Sounds, and 87 % where both sides are pictures described by one network.) Whether heads or information win
-# depends on what heads are given to learn from; the ledger below asks it with equal mixtures, with good pairs only, and
-# with four bad pairs in five.
+# 60 % on Kinetics-Sounds, and 87 % where both sides are pictures described by one network.) Whether heads or
+# information win depends on what heads are given to learn from; the ledger below asks it with equal mixtures, with good
+# pairs only, and with four bad pairs in five.
 #
 # ## How much may be taken of a batch, and how many clusters?
 
@@ -1333,9 +1333,10 @@ metrics_over_seeds(ledgers, asked, PRECISION)
 # %% [markdown]
 # What the networks know of the events (mutual information of the deepest clusters with the classes, adjusted for
 # chance; 1 is all), and the mixture with slides: how many of the chosen clips are slides, beside their share of the
-# pool. Sight and sound of a slide show tell each other "slide show", which is information as good as any, so we expected
-# to find more of them among the chosen. The difference has that sign, and at this size five seeds cannot tell it from
-# none. (The paper drops music videos, screencasts and the like by title and category *before* it looks at the rest.)
+# pool. Sight and sound of a slide show tell each other "slide show", which is information as good as any, so we
+# expected to find more of them among the chosen. The difference has that sign, and at this size five seeds cannot tell
+# it from none. (The paper drops music videos, screencasts and the like by title and category *before* it looks at the
+# rest.)
 
 # %%
 asked = {
