@@ -1279,6 +1279,11 @@ def run_cell(arm: str, seed: int, config: ACAVConfig) -> dict[str, float]:
 # `claims.yaml` beside this notebook was committed before any of its cells was run. A claim compares two numbers seed by
 # seed; *reproduced* needs the 95 % interval of the difference above zero, *not reproduced* needs it below the effect
 # that we had said would matter, and everything else is *undecided at this size*.
+#
+# What was seen before: pilots on a seed that is not recorded. The smallest effects that count, the question about files
+# being put to `diagonal`, and one control (exact greedy for torn negatives, since batches tie) were written with their
+# figures in view; the recipe of files was changed three times until networks knew enough of its events. Orderings are
+# the paper's. Cells that count processor time ran beside others on one core, which blurs exponents.
 
 # %%
 NOTHING = "*Nothing recorded yet: `avssl record acav` runs the cells.*"

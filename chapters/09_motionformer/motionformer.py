@@ -18,10 +18,10 @@
 # Henriques, *Keeping Your Eye on the Ball: Trajectory Attention in Video Transformers*, NeurIPS 2021 ([arXiv
 # 2106.05392](https://arxiv.org/abs/2106.05392)).
 #
-# **What this chapter costs.** Budget `small`, as shown: two CPU cores, about a quarter of an hour, four networks
-# trained from scratch. `smoke`: about a minute. The recorded verdicts near the end take hours, five seeds an arm; the
-# commands to redo them, and the paper's own runs on Something-Something, Kinetics and EPIC-Kitchens, stand in the last
-# section.
+# **What this chapter costs.** Budget `small`, as shown: two CPU cores, about a quarter of an hour (estimated from
+# single arms, not run whole yet), four networks trained from scratch. `smoke`: about a minute. The recorded verdicts
+# near the end take hours, five seeds an arm; the commands to redo them, and the paper's own runs on
+# Something-Something, Kinetics and EPIC-Kitchens, stand in the last section.
 #
 # ## The claim, and why it matters
 #
