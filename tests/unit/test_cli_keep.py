@@ -347,7 +347,8 @@ def test_what_was_kept_survives_recording_and_a_second_edit(toy: Toy) -> None:
     toy.commit()
     toy.ran()
     toy.record()
-    assert [(each["arm"], each["seed"]) for each in toy.ran()] == [("good", 1), ("bad", 1)]  # only what is new
+    # only what is new, in whichever order two processes come to it
+    assert sorted((each["arm"], each["seed"]) for each in toy.ran()) == [("bad", 1), ("good", 1)]
     ledger = Ledger.read(toy.ledger)
     assert ledger.kept == kept and len(ledger.cells) == 4 and ledger.claim("order").n_seeds == 2
     assert {cell.code_hash for cell in ledger.cells} == {kept[-1]["to"]}
