@@ -55,7 +55,7 @@ class Structure:
         fps: pictures a second.
         gops: in order.
         layer: the MPEG-4 header; ``None`` for other codecs.
-        packed: two pictures share a packet, as DivX packs B pictures.
+        packed: two pictures share a packet, as DivX packs B pictures, or the encoder signed as one that does so.
     """
 
     codec: str
@@ -177,5 +177,4 @@ def _kind(packet: Any, data: bytes, layer: Layer | None) -> tuple[str, bool]:
     if not pictures:
         return "N", False
     first = pictures[0]
-    several = len(pictures) > 1 or any(picture.type == "B" for picture in pictures)
-    return (first.type if first.coded else "N"), several
+    return (first.type if first.coded else "N"), len(pictures) > 1

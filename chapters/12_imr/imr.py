@@ -1042,10 +1042,13 @@ if "bidirectional" in fused:
 
 # %% tags=["define"]
 def hit_rates(corpus: avdata.Corpus, config: IMRConfig) -> dict[str, float]:
-    """Share of PMSP labels whose cell holds the mean centre of the shape over the label's window, for each grid."""
+    """Share of PMSP labels whose cell holds the mean centre of the shape over the label's window.
+
+    ``hit_s`` for each grid, and ``hit_s_t`` for each grid with each number of windows.
+    """
     dataset = avdata.PlacedGopDataset(corpus, replace(gop_spec(config), motion="codec", residual=None), seed=0)
     boxes = pd.read_parquet(corpus.root / "boxes.parquet").query("actor == 0").set_index("clip_id")
-    hits: dict[int, list[bool]] = {}
+    hits: dict[str, list[bool]] = {}
     for index in range(len(dataset)):
         item = dataset[index]
         height, width = item["iframes"].shape[-2:]
@@ -1060,8 +1063,9 @@ def hit_rates(corpus: avdata.Corpus, config: IMRConfig) -> dict[str, float]:
                 seen = seen[((seen >= 0) & (seen < 1)).all(axis=1)]
                 if len(seen):  # a fast thing is gone from some windows: nothing to hit
                     x, y = (seen.mean() * s).astype(int)
-                    hits.setdefault(s, []).append(int(label[0, window]) == y * s + x)
-    return {f"hit_{s}": float(np.mean(found)) for s, found in hits.items()}
+                    for name in (f"hit_{s}", f"hit_{s}_{t}"):
+                        hits.setdefault(name, []).append(int(label[0, window]) == y * s + x)
+    return {name: float(np.mean(found)) for name, found in hits.items()}
 
 
 # %% tags=["define"]
@@ -1444,7 +1448,7 @@ if videos.train.corpus.timed is not None and set(WORDS) <= set(videos.train.corp
 class Arm:
     """One cell's recipe."""
 
-    kind: str  # "fusion", "pretext", "hits", "reading", "words", "mouth"
+    kind: str  # "fusion", "pretext", "curve", "hits", "reading", "words", "mouth"
     name: str = ""  # of the network, the tasks, the scene or the route
     changes: tuple[tuple[str, object], ...] = ()  # configuration fields that this arm overrides
 
@@ -1460,6 +1464,7 @@ ARMS: dict[str, Arm] = (
         "mr-only": Arm("fusion", "none", (("streams", "mr"),)),
     }
     | {name: Arm("pretext", name) for name in TASKS}
+    | {f"curve-{name}": Arm("curve", name) for name in ("ctp", "ctp-binary")}
     | {"pmsp-i": Arm("pretext", "pmsp", (("streams", "i"),)), "pmsp-m": Arm("pretext", "pmsp", (("streams", "m"),))}
     | {
         f"hits-{scene.replace(' ', '-')}-{short}": Arm("hits", scene, tuple(READINGS[reading].items()))
@@ -1501,12 +1506,16 @@ def run_cell(arm: str, seed: int, config: IMRConfig) -> dict[str, float]:
 
 # %% tags=["define"]
 def pretext_cell(recipe: Arm, config: IMRConfig, videos: Videos, seed: int, run: training.World) -> dict[str, float]:
-    """Cells on the videos of ``config.data``: pre-training and its questions, or words, or where labels fall."""
+    """Cells on the videos of ``config.data``: pre-training, its course or its questions, words, where labels fall."""
     if recipe.kind == "mouth":
         return {"label_share": label_shares(videos, config).tolist()}
     if recipe.kind == "words":
         return word_training(build_trunk(config, seed), videos, config, config.label_steps, 0, seed, run)
-    model, _ = pretrain(TASKS[recipe.name], config, videos, seed, run)
+    model, fitted = pretrain(TASKS[recipe.name], config, videos, seed, run)
+    if recipe.kind == "curve":
+        return loss_course(
+            fitted.history["loss"], len(losses.BINARY_TYPES if "binary" in recipe.name else losses.CTP_TYPES)
+        )
     if config.data == "playground":
         return evaluate(model, videos, config, seed, run)
     tuned = word_training(model.trunk, videos, config, config.few_steps, config.few, seed, run)
@@ -1514,6 +1523,19 @@ def pretext_cell(recipe: Arm, config: IMRConfig, videos: Videos, seed: int, run:
         f"{kind}_finetuned": a for kind, a in tuned.items()
     }
     return metrics | (pmsp_accuracy(model, videos, config, run) if "pmsp" in model.heads else {})
+
+
+# %% tags=["define"]
+def loss_course(loss: pd.Series, kinds: int) -> dict[str, float | list[float]]:
+    """How far and how soon the loss of telling ``kinds`` types apart falls, in units of what guessing costs.
+
+    ``course`` is the running mean of five logged values; ``left`` its last. ``settled_at`` is the share of the steps
+    after which nine tenths of the fall are done, and 1 where the loss has not fallen by a twentieth.
+    """
+    mean = loss.div(math.log(kinds)).rolling(5, min_periods=1).mean().to_numpy()
+    fallen = 1 - mean
+    settled = (1 + int(np.argmax(fallen >= 0.9 * fallen[-1]))) / len(mean) if fallen[-1] >= 0.05 else 1.0
+    return {"course": mean.tolist(), "left": float(mean[-1]), "settled_at": settled}
 
 
 # %% tags=["define"]
@@ -1593,6 +1615,33 @@ afterwards = [
 ]
 reporting.contrasts_table(ledgers, afterwards)
 
+# %% [markdown]
+# Are two types of correspondence too easy, as the paper has it? Losses in units of what guessing costs, so that both
+# begin at one: look at where each line bends, and at how much is left at the end.
+
+# %%
+kinds = {"curve-ctp": "four types", "curve-ctp-binary": "two types"}
+courses = [
+    {"arm": kinds[cell.arm], "share": (k + 1) / len(cell.metrics["course"]), "value": value}
+    for ledger in ledgers
+    for cell in ledger.cells
+    if cell.arm in kinds
+    for k, value in enumerate(cell.metrics["course"])
+]
+if courses:
+    words = {"label": "loss, guessing = 1", "x_label": "share of the steps"}
+    _ = figures.curves_with_bands(pd.DataFrame(courses), x="share", chance=1.0, points=False, **words)
+
+# %% [markdown]
+# How often labels hit what moves, by grid $s$ and number of windows $t$, means over seeds: with $t=1$ one label speaks
+# for all groups of pictures, with $t=5$ each group has its own. Chance is $1/s^2$: 0.25, 0.11, 0.06.
+
+# %%
+cells = pd.concat([reporting.cells_frame(ledger) for ledger in ledgers]) if ledgers else pd.DataFrame()
+if len(cells):
+    hits = cells[cells["metric"].str.fullmatch(r"hit_\d_\d")].assign(arm=lambda x: x["arm"].str.removeprefix("hits-"))
+    display(hits.pivot_table(index="arm", columns="metric", values="value").round(2))
+
 # %%
 display(Markdown(reporting.verdicts_text(ledgers, corpus="grid") or NOTHING))
 
@@ -1614,10 +1663,9 @@ _ = figures.recorded_arms(
 
 # %%
 asked = [f"{kind}{how}" for kind in WORDS for how in ("_finetuned", "_probe", "_probe_all")] + ["pmsp_3"]
-cells = pd.concat([reporting.cells_frame(ledger) for ledger in ledgers]) if ledgers else pd.DataFrame()
 if len(cells):
-    cells = cells[cells["arm"].isin(grid_arms) & cells["metric"].isin(asked)]
-    means = cells.pivot_table(index="metric", columns="arm", values="value").reindex(asked).round(2)
+    shown = cells[cells["arm"].isin(grid_arms) & cells["metric"].isin(asked)]
+    means = shown.pivot_table(index="metric", columns="arm", values="value").reindex(asked).round(2)
     display(means.astype(object).fillna("–"))
 
 # %% [markdown]

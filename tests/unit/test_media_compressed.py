@@ -185,6 +185,7 @@ def test_packed_pictures_are_refused_and_intra_pictures_still_come(tmp_path: Pat
     assert [picture.type for picture in parse_pictures(packed[1], layer)] == ["P", "B"]
     with CompressedReader(remux(tmp_path / "packed.avi", plain, packed)) as reader, CompressedReader(plain) as apart:
         assert reader.structure.packed and reader.structure.num_pictures == 24
+        assert not apart.structure.packed  # B pictures alone are not packed ones
         with pytest.raises(StructureError, match=r"B pictures.*avssl data compress"):
             reader.clip(0, GopSpec(1, 12, 2))
         assert torch.equal(reader.iframes(), apart.iframes())
