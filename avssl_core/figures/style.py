@@ -8,6 +8,7 @@ Okabe and Ito's (https://jfly.uni-koeln.de/color/), ordered so that neighbours d
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -52,13 +53,18 @@ _SETTINGS: dict[Any, Any] = {
 
 
 def use_style() -> None:
-    """Set the book's style for this process and, inside a notebook, vector output. Call once, in the first cells."""
+    """Set the book's style for this process and, inside a notebook, vector output. Call once, in the first cells.
+
+    Under torchrun only rank 0 draws what a notebook shows.
+    """
     sns.set_theme(context="paper", style="ticks", palette=list(COLOURS))
     mpl.rcParams.update(_SETTINGS)
     if "IPython" in sys.modules and _in_notebook():
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-        set_matplotlib_formats("svg", metadata={"Date": None})  # type: ignore[no-untyped-call]
+        # Of many processes that compute together the first one draws; the figures of others nobody looks at.
+        formats = ("svg",) if os.environ.get("RANK", "0") == "0" else ()
+        set_matplotlib_formats(*formats, metadata={"Date": None})  # type: ignore[no-untyped-call]
 
 
 def line_style(number: int, *, marker: bool = False) -> dict[str, Any]:

@@ -299,6 +299,8 @@ def test_the_first_chapter_runs_on_two_processes(tmp_path: Path) -> None:
     ours, theirs = (_shown(notebook, "time_sensitivity") for notebook in notebooks)
     assert ours and ours == theirs  # only rank 0 keeps a checkpoint, but each rank probes the weights that it holds
     assert json.loads((out / "claims.json").read_text())["this run"].keys() == {"random", "l"}
+    drawn = [notebook.read_text().count("image/svg+xml") for notebook in notebooks]
+    assert drawn[0] > 0 and drawn[1] == 0  # nobody looks at the second rank's figures
 
 
 def _printed(notebook: Path) -> str:
