@@ -1513,9 +1513,8 @@ def pretext_cell(recipe: Arm, config: IMRConfig, videos: Videos, seed: int, run:
         return word_training(build_trunk(config, seed), videos, config, config.label_steps, 0, seed, run)
     model, fitted = pretrain(TASKS[recipe.name], config, videos, seed, run)
     if recipe.kind == "curve":
-        return loss_course(
-            fitted.history["loss"], len(losses.BINARY_TYPES if "binary" in recipe.name else losses.CTP_TYPES)
-        )
+        told = types_told(model, videos, config, seed, run)
+        return loss_course(fitted.history["loss"], len(told)) | told
     if config.data == "playground":
         return evaluate(model, videos, config, seed, run)
     tuned = word_training(model.trunk, videos, config, config.few_steps, config.few, seed, run)
@@ -1523,6 +1522,25 @@ def pretext_cell(recipe: Arm, config: IMRConfig, videos: Videos, seed: int, run:
         f"{kind}_finetuned": a for kind, a in tuned.items()
     }
     return metrics | (pmsp_accuracy(model, videos, config, run) if "pmsp" in model.heads else {})
+
+
+# %% tags=["define"]
+def types_told(
+    model: PretextModel, videos: Videos, config: IMRConfig, seed: int, run: training.World
+) -> dict[str, float]:
+    """Share of held-out clips of each type of correspondence whose type is told, ``told_<type>``."""
+    task = next(name for name in model.heads if name.startswith("ctp"))
+    types = losses.BINARY_TYPES if task == "ctp-binary" else losses.CTP_TYPES
+    generator, right = torch.Generator().manual_seed(seed), {name: [] for name in types}
+    with torch.inference_mode():
+        for batch, crop in itertools.chain.from_iterable(placed_batches(videos.test, config) for _ in range(4)):
+            i, m, r = prepare(batch, crop, config)
+            draw = losses.draw_ctp(len(i), config.gops, generator, binary=task == "ctp-binary")
+            streams = (i, *(losses.apply_ctp(draw, x, config.gops) for x in (m, r)))
+            said = model(tuple(x.to(run.device) for x in streams))[task].argmax(-1).cpu()
+            for k, name in enumerate(types):
+                right[name].append((said == k)[draw.label == k])
+    return {f"told_{name}": float(torch.cat(found).float().mean()) for name, found in right.items()}
 
 
 # %% tags=["define"]
@@ -1633,11 +1651,20 @@ if courses:
     _ = figures.curves_with_bands(pd.DataFrame(courses), x="share", chance=1.0, points=False, **words)
 
 # %% [markdown]
+# And which types are told at the end? Two types differ only in *whose* P-frames these are: telling them apart means
+# comparing pictures with vectors. Of four, two can be told from P-frames alone, by the seams between groups.
+
+# %%
+cells = pd.concat([reporting.cells_frame(ledger) for ledger in ledgers]) if ledgers else pd.DataFrame()
+if courses:
+    told = cells[cells["metric"].str.startswith("told_")].assign(arm=lambda x: x["arm"].map(kinds))
+    display(told.pivot_table(index="arm", columns="metric", values="value").round(2).astype(object).fillna("–"))
+
+# %% [markdown]
 # How often labels hit what moves, by grid $s$ and number of windows $t$, means over seeds: with $t=1$ one label speaks
 # for all groups of pictures, with $t=5$ each group has its own. Chance is $1/s^2$: 0.25, 0.11, 0.06.
 
 # %%
-cells = pd.concat([reporting.cells_frame(ledger) for ledger in ledgers]) if ledgers else pd.DataFrame()
 if len(cells):
     hits = cells[cells["metric"].str.fullmatch(r"hit_\d_\d")].assign(arm=lambda x: x["arm"].str.removeprefix("hits-"))
     display(hits.pivot_table(index="arm", columns="metric", values="value").round(2))

@@ -86,6 +86,26 @@ def test_the_papers_downstream_protocol_on_folders_of_an_official_split(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # a copy is trained
 
 
+def test_a_loss_settles_when_nine_tenths_of_its_fall_are_done(imr: ModuleType) -> None:
+    falls = pd.Series([2.0] * 10 + [1.0] * 30) * math.log(4)  # in units of guessing: from two to one
+    told = imr.loss_course(falls / 2, 4)  # from one to a half
+    assert told["left"] == pytest.approx(0.5) and len(told["course"]) == 40
+    assert told["settled_at"] == 15 / 40  # the mean of five is through the step five values later
+    assert imr.loss_course(pd.Series([1.0] * 20) * math.log(2), 2)["settled_at"] == 1.0  # never fell
+
+
+def test_types_told_are_those_of_the_draw(imr: ModuleType, tiny: object) -> None:
+    """A model that always says "aligned" is right about these and about no others."""
+    videos = imr.split_videos(imr.open_corpus(tiny, 0), tiny, 0)
+    model = imr.PretextModel(imr.build_trunk(tiny, 0), ("ctp",), tiny.gops).eval()
+    for parameter in model.heads["ctp"].parameters():
+        parameter.data.zero_()
+    last = [parameter for parameter in model.heads["ctp"].parameters() if parameter.shape == (4,)][-1]
+    last.data[0] = 1.0
+    told = imr.types_told(model, videos, tiny, 0, CPU)
+    assert told == {"told_aligned": 1.0, "told_random": 0.0, "told_shuffle": 0.0, "told_shift": 0.0}
+
+
 def test_dry_run_counts_every_training(imr: ModuleType, tiny: object) -> None:
     config = replace(tiny, arms="scratch,pmsp", fusions="none,late", steps=5, label_steps=7, few_steps=2)
     counted = {name: steps for name, (_, steps) in imr.trainings(config, None, "binding").items()}
