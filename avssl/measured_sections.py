@@ -293,6 +293,20 @@ def playground_supervised(found: Found) -> Section:
     return Section("What the playground's files hold", "a small supervised network", rows, why, "one thread")
 
 
+def binding_streams(found: Found) -> Section:
+    """What one stream of a codec tells of the recipe ``binding``, whose point is that none tells the answer alone."""
+    rows = [
+        Row(f"`binding`, {world}: accuracy", ", ".join(f"{stream} {each:.2f}" for stream, each in streams.items()))
+        for world, streams in found["results"].items()
+    ]
+    why = (
+        "Which shape moves, one in four by chance, from the blocks around both things; from I pictures which of the "
+        "two on the table it is, one in two. What one stream tells, no connection between streams is needed for."
+    )
+    compares = f"the better of two classifiers, {2 * found['settings']['clips'] // 3} clips to learn from"
+    return Section("What one stream of a codec tells", compares, rows, why, "one thread")
+
+
 def labelling(found: Found) -> Section:
     """Labels by optimal transport, beside POT and the release."""
     rows = []
@@ -377,6 +391,7 @@ BENCHMARKS = {
     "gradient_variance.json": Benchmark("gradient_variance.py", gradient_variance),
     "playground_speed.json": Benchmark("playground_speed.py", playground_speed),
     "playground_supervised.json": Benchmark("playground_supervised.py", playground_supervised),
+    "binding_streams.json": Benchmark("binding_streams.py", binding_streams),
     "labelling.json": Benchmark("labelling.py --large", labelling),
     "curation.json": Benchmark("curation.py", curation),
 }
