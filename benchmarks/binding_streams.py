@@ -64,7 +64,10 @@ def features(recipe: Binding, corpus: Corpus, seed: int) -> tuple[dict[str, np.n
             "I pictures": coded.iframes,
         }
         for name, x in planes.items():
-            cuts = [cut(x.numpy().astype(np.float32), *place) for place in at]
+            # By place: in the order of the alphabet, *that* the first or the second one moves would already say that
+            # it is an early or a late letter. That order is what the last question is about.
+            order = at if name == "I pictures" else sorted(at)
+            cuts = [cut(x.numpy().astype(np.float32), *place) for place in order]
             small = [torch.nn.functional.avg_pool2d(torch.from_numpy(np.abs(c)).mean(1), 4).numpy() for c in cuts]
             found[name].append(np.stack(small).ravel())
         shapes.append(clip.labels["moving_shape"])

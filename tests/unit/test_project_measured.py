@@ -48,6 +48,15 @@ def test_every_result_file_has_its_section() -> None:
         assert (ROOT / "benchmarks" / benchmark.command.split()[0]).is_file()
 
 
+def test_the_table_of_binding_is_the_benchmarks() -> None:
+    """The recipe's description shows what the file holds, to two digits."""
+    held = json.loads((RESULTS / "binding_streams.json").read_text())["results"]
+    text = (ROOT / "data_prep" / "playground" / "recipes" / "binding.py").read_text()
+    for world, streams in held.items():
+        (shown,) = re.findall(rf"^`*{re.escape(world)}`*.*?((?:\s+\d\.\d\d){{4}})$", text, flags=re.MULTILINE)
+        assert shown.split() == [f"{value:.2f}" for value in streams.values()], world
+
+
 def test_the_page_is_in_the_table_of_contents() -> None:
     toc = yaml.safe_load((ROOT / "book.yml").read_text())
     assert {"file": "what-was-measured"} in toc["parts"][0]["chapters"]

@@ -23,14 +23,15 @@ and logistic regressions name from blocks around both things, in 500 clips for t
 ``moving_shape`` from        vectors  coded residual  pixel residual  which of the two, from I
 ===========================  =======  ==============  ==============  ============================
 chance                       0.25     0.25            0.25            0.5
-as it is                     0.28     0.32            0.38            0.49
-``cards=False``              0.36     0.69            0.73            0.52
-``period=12`` (320 + 160)    0.29     0.54            0.93            0.57
+as it is                     0.31     0.31            0.30            0.49
+``cards=False``              0.37     0.58            0.61            0.52
+``period=12``                0.28     0.48            0.59            0.50
 ===========================  =======  ==============  ==============  ============================
 
-(The better of the two classifiers; standard errors are 0.03, and 0.04 in the last row, which has a radius of 0.1 and an
-amplitude of 0.05.) Residuals are not quite blind: 0.3 grey levels are left inside a moved card, none on the one that
-lies still, and they name the shape somewhat better than chance. A network that is given residuals has this to beat.
+(``benchmarks/binding_streams.py``: the better of two classifiers, which leans a little to the high side; standard
+errors are 0.03; the last row has a radius of 0.1 and an amplitude of 0.05.) Residuals are not quite blind: 0.3 grey
+levels are left inside a moved card, none on the one that lies still, and the shape may be named somewhat better than
+by chance. A network that is given residuals has this to beat.
 
 ``leak`` is the share of clips in which the shape that moves also creeps along: their I pictures differ and answer
 everything. The sound is a faint ambience that is independent of everything seen.
