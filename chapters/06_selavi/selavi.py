@@ -557,6 +557,7 @@ def heat_maps(tables: Mapping[str, np.ndarray | Tensor], xlabel: str, ylabel: st
     for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
         image = ax.imshow(np.asarray(table), aspect="auto", cmap="Greys", vmin=0, vmax=top, interpolation="nearest")
         ax.set(title=title, xlabel=xlabel)
+        ax.yaxis.get_major_locator().set_params(integer=True)
         ax.grid(False)
     axes[0, 0].set_ylabel(ylabel)
     figure.colorbar(image, ax=axes[0].tolist(), label=bar)
@@ -1248,6 +1249,8 @@ shown = [name for name in ("nmi", "nmi_place", "nmi_ambience") if name in table]
 if shown:
     names = {"nmi": asked, "nmi_place": "place", "nmi_ambience": "ambience"}
     ax = table[shown].rename(columns=names).plot.bar(rot=0, ylabel="NMI of labels with", xlabel="how labels came about")
+    for number, bars in enumerate(ax.containers):
+        _ = plt.setp(bars.patches, **figures.bar_style(number))
     _ = ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
 
 # %% [markdown]
