@@ -256,7 +256,11 @@ def loss_functions(found: Found) -> Section:
         for name, each in contestants.items()
         if name != "ours"
     ]
-    why = "Ours keeps its matrices of contrasts and weights between steps: “matrices rebuilt” shows what that saves."
+    why = (
+        "Ours is handed its matrices of contrasts and weights here. Training builds them anew in every step; what that "
+        "costs is the row “matrices rebuilt”, by which the others' ratios are to be divided. Ratios are medians of the "
+        "rounds' ratios."
+    )
     compares = f"the other's time over ours, forward and backward, batch {found['batch']}, {found['dim']} numbers each"
     return Section("Losses", compares, rows, why)
 

@@ -18,7 +18,7 @@
 # 2021 ([OpenReview](https://openreview.net/forum?id=jMPcEkJpdD)); also chapter 2 of S. Lee's thesis (Seoul National
 # University, 2023), whose tables we quote.
 #
-# **What this chapter costs.** Budget `small`, as shown: two CPU cores, about a quarter of an hour. `smoke`: about a
+# **What this chapter costs.** Budget `small`, as shown: two CPU cores, about twenty minutes. `smoke`: about a
 # minute. The recorded verdicts near the end take hours, five seeds an arm; the commands to redo them, and the paper's
 # own run on Kinetics-400, stand in the last section.
 #
