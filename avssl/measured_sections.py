@@ -198,8 +198,9 @@ def compressed_reading(found: Found) -> Section:
     full = max(first, key=lambda name: first[name]["full_over_this"] if name.startswith("all") else 0)
     most = max(each["routes"]["I + M"]["full_over_this"] for each in kinds.values())
     why = (
-        "A software decoder must reconstruct P pictures before it can tell their vectors; what is saved is colour, "
-        f"size and bytes ({first['I + M']['MB_read']:.1f} MB of planes and vectors read for I + M instead of "
+        "Vectors and coded residuals come from the packets of the wanted P pictures alone; pixel residuals, which the "
+        "paper's loader computes, need every picture of the group. What is saved is pictures that nobody looks at, "
+        f"their colours, and bytes ({first['I + M']['MB_read']:.1f} MB of planes and vectors read for I + M instead of "
         f"{first[full]['MB_read']:.1f}, {next(iter(kinds))}). So the paper's {PAPER_TIMES} times are at most "
         f"{number(most)} here. Small pictures leave less to save: a full decode takes "
         f"{first[full]['ms_per_clip']:.0f} ms a clip in the first of these kinds and "

@@ -86,6 +86,19 @@ def test_the_papers_downstream_protocol_on_folders_of_an_official_split(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # a copy is trained
 
 
+def test_the_downstream_folder_may_hold_videos_of_many_shapes(imr: ModuleType, tiny: object, tmp_path: Path) -> None:
+    """As HMDB-51 does: short sides of one length, long ones of any."""
+    for number, width in enumerate((64, 80, 96, 64, 112, 80, 64, 96)):
+        folder = tmp_path / ("train" if number < 4 else "test") / ("rising", "falling")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        frames = torch.randint(0, 256, (60, 3, 64, width), dtype=torch.uint8)
+        imr.media.write_clip(folder / f"{number}.mp4", frames, fps=30)
+    config = replace(tiny, downstream=str(tmp_path), data=str(tmp_path))
+    model = imr.PretextModel(imr.build_trunk(config, 0), (), config.gops)
+    assert imr.downstream_accuracy(model, config, 0, CPU, run_dir=tmp_path / "run") in {n / 4 for n in range(5)}
+    assert list((tmp_path / "run").iterdir())  # fine-tuning can go on where it was cut off
+
+
 def test_a_loss_settles_when_nine_tenths_of_its_fall_are_done(imr: ModuleType) -> None:
     falls = pd.Series([2.0] * 10 + [1.0] * 30) * math.log(4)  # in units of guessing: from two to one
     told = imr.loss_course(falls / 2, 4)  # from one to a half
