@@ -1785,7 +1785,8 @@ if mouths:
 #
 # A verdict asks whether the interval of an effect lies above zero, not above the figure in the statement: that I-frames
 # alone are read *at least six times* as fast is reproduced in that sense, and the interval of the factor, whose
-# logarithm the ledger holds, reaches below six.
+# logarithm the ledger holds, reaches below six. And what is said of shapes in `travel` is said of a floor: no network,
+# however it was trained, learns them from so few labels.
 #
 # One of them needs a word of ours. The cells about reading count processor time, and were recorded while other programs
 # shared the core, which `record.yaml` advises against: that is where the wide interval for coded residuals may come
