@@ -56,17 +56,18 @@ def encode(
     intra_at: tuple[int, ...] = (),
     options: dict[str, str] | None = None,
     container: str | None = None,
+    rate: Fraction = Fraction(25),
 ) -> Path:
     """Encode with PyAV directly, every knob of a group's structure in reach."""
     with av.open(str(path), "w", **({"format": container} if container else {})) as out:
-        stream: Any = out.add_stream(codec, rate=25)
+        stream: Any = out.add_stream(codec, rate=rate)
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = gop, b_frames
         stream.codec_context.options = {"sc_threshold": "1000000000", "qmin": "3", "qmax": "3"} | (options or {})
         for number, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, 25)
+            frame.pts, frame.time_base = number, 1 / rate
             if number in intra_at:
                 frame.pict_type = PictureType.I
             out.mux(stream.encode(frame))
@@ -92,6 +93,32 @@ def not_coded(layer: Layer) -> bytes:
     bits += "0"
     bits += "1" * (-len(bits) % 8)
     return b"\x00\x00\x01\xb6" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def with_sprites(header: bytes, *, usage: str, fields: str) -> bytes:
+    """The stream's header (VOL) with its ``sprite_enable`` set to ``usage``, and the ``fields`` that then follow it."""
+    at = next(at for code, at in units(header) if 0x20 <= code < 0x30)
+    end = min([after - 4 for _, after in units(header) if after > at], default=len(header))
+    bits = f"{int.from_bytes(header[at:end], 'big'):0{8 * (end - at)}b}".rstrip("1")[:-1]  # without stuffing
+    size = f"1{WIDTH:013b}1{HEIGHT:013b}1"
+    assert bits.count(size) == 1
+    sprite = bits.index(size) + len(size) + 2  # after interlaced, obmc_disable
+    assert bits[sprite : sprite + len(usage)] == "0" * len(usage)
+    bits = bits[:sprite] + usage + fields + bits[sprite + len(usage) :] + "0"
+    bits += "1" * (-len(bits) % 8)
+    return header[:at] + int(bits, 2).to_bytes(len(bits) // 8, "big") + header[end:]
+
+
+def planes_of(path: Path) -> list[list[Any]]:
+    """Y, U and V of every picture, as decoded from the first to the last, int."""
+    with av.open(str(path)) as container:
+        return [
+            [
+                np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, : plane.width].astype(int)
+                for plane in frame.planes
+            ]
+            for frame in container.decode(video=0)
+        ]
 
 
 # -- structure ---------------------------------------------------------------------------------------------------------
@@ -154,6 +181,55 @@ def test_b_pictures_are_refused_with_the_remedy_and_intra_pictures_still_come(tm
             reader.clip(0, GopSpec(1, 12, 2))
         assert reader.iframes().shape[0] == 3
         assert reader.clip(0, GopSpec(1, 6, 2, motion=None, residual=None)).iframes.shape == (3, 1, HEIGHT, WIDTH)
+
+
+def assert_only_intra_pictures_come(stream: bytes, expected: torch.Tensor) -> None:
+    with CompressedReader(stream) as reader:
+        for spec in (GopSpec(1, 12, 2), GopSpec(1, 12, 2, residual=None), GopSpec(1, 12, 2, residual="pixel")):
+            with pytest.raises(StructureError, match=r"sprites or global motion compensation.*avssl data compress"):
+                reader.clip(0, spec)
+        assert torch.equal(reader.iframes(), expected)
+        assert torch.equal(reader.clip(1, GopSpec(1, 6, 2, motion=None, residual=None)).iframes, expected[:, 1:])
+
+
+_SPRITE = "".join(f"{value:013b}1" for value in (WIDTH, HEIGHT, 0, 0))
+_WARPING = "000000" + "00" + "0"  # no warping points, half-sample accuracy, no change of brightness
+
+
+@pytest.mark.parametrize(
+    ("flags", "usage", "fields"),
+    [
+        pytest.param("+mv4", "1", _SPRITE + _WARPING + "0", id="static, one bit"),
+        pytest.param("+qpel", "01", _SPRITE + _WARPING + "0", id="static, two bits"),
+        pytest.param("+qpel", "10", _WARPING, id="global motion compensation"),
+    ],
+)
+def test_headers_with_sprites_are_refused_with_the_remedy_and_intra_pictures_still_come(
+    tmp_path: Path, flags: str, usage: str, fields: str
+) -> None:
+    """Version 1 of the header has one bit for it, later ones (which quarter samples need) have two."""
+    header, packets = raw_of(encode(tmp_path / "a.mp4", drifting(24), options={"flags": flags}))
+    with CompressedReader(header + b"".join(packets)) as reader:
+        assert reader.structure.coded_obstacle is None and reader.clip(0, GopSpec(1, 12, 2)).residual is not None
+        expected = reader.iframes()
+    changed = with_sprites(header, usage=usage, fields=fields) + b"".join(packets)
+    with CompressedReader(changed) as reader:
+        assert {gop.kinds for gop in reader.structure.gops} == {"I" + 11 * "P"}  # nothing but the header tells
+    assert_only_intra_pictures_come(changed, expected)
+
+
+def test_one_sprite_picture_is_refused_with_the_remedy_and_intra_pictures_still_come(tmp_path: Path) -> None:
+    """Wherever in the stream it is, and though the header announces none."""
+    header, packets = raw_of(encode(tmp_path / "a.mp4", drifting(24)))
+    with CompressedReader(header + b"".join(packets)) as reader:
+        expected = reader.iframes()
+    picture = bytearray(packets[17])
+    assert picture[:4] == b"\x00\x00\x01\xb6" and picture[4] >> 6 == 0b01  # P
+    picture[4] |= 0b11 << 6  # S
+    changed = header + b"".join([*packets[:17], bytes(picture), *packets[18:]])
+    with CompressedReader(changed) as reader:
+        assert [gop.kinds for gop in reader.structure.gops] == ["I" + 11 * "P", "IPPPPSPPPPPP"]
+    assert_only_intra_pictures_come(changed, expected)
 
 
 def remux(path: Path, like: Path, packets: dict[int, bytes]) -> Path:
@@ -322,6 +398,42 @@ def test_odd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     assert pixel.residual is not None and pixel.residual.abs().float().mean() < 40
 
 
+@pytest.mark.parametrize("size", [(53, 71), (17, 33), (255, 341)])
+@pytest.mark.parametrize("down", [False, True])
+def test_previous_picture_displaced_plus_coded_residual_is_the_picture_at_odd_sizes(
+    tmp_path: Path, size: tuple[int, int], down: bool
+) -> None:
+    """Luma and colour, to the last row and column: wherever the vector is whole and points into the picture."""
+    height, width = size[::-1] if down else size
+    noise = np.random.default_rng(1).integers(-20, 21, (12, height, width, 1))  # a residual everywhere
+    pictures = (drifting(12, height=height, width=width) + noise).clip(0, 255).astype(np.uint8)
+    path = encode(tmp_path / "a.mp4", pictures.swapaxes(1, 2) if down else pictures)
+    decoded = planes_of(path)
+    with CompressedReader(path) as reader:
+        clip = reader.clip(0, GopSpec(1, 12, 1))
+    assert clip.motion is not None and clip.residual is not None and clip.intra is not None
+    assert clip.residual.shape == (3, 11, *size)
+    for channel, step in enumerate((1, 2, 2)):
+        rows, columns = -(-size[0] // step), -(-size[1] // step)
+        y, x = np.mgrid[:rows, :columns]
+        compared, moved = 0, 0
+        for row in range(11):
+            before, after = decoded[row][channel], decoded[row + 1][channel]
+            shown = clip.residual[channel, row].numpy().astype(int)
+            error = shown[::step, ::step]
+            np.testing.assert_array_equal(error.repeat(step, 0)[: size[0]].repeat(step, 1)[:, : size[1]], shown)
+            vectors = clip.motion[:, row, ::step, ::step].numpy() / step
+            from_y, from_x = (y - vectors[1]).astype(int), (x - vectors[0]).astype(int)
+            whole = (vectors == np.round(vectors)).all(0) & (from_y < rows) & (from_x < columns)
+            whole &= ~clip.intra[row].numpy()[y * step // 16, x * step // 16]
+            whole &= (error > -128) & (error < 127)  # there it may be clipped
+            rebuilt = before[from_y.clip(0, rows - 1), from_x.clip(0, columns - 1)] + error
+            np.testing.assert_array_equal(rebuilt.clip(0, 255)[whole], after[whole])
+            compared += int(whole.sum())
+            moved += int((whole & vectors.any(0) & (error != 0)).sum())
+        assert compared > 0.5 * 11 * rows * columns and moved > 0.1 * 11 * rows * columns
+
+
 def test_the_sound_of_the_same_seconds(tmp_path: Path) -> None:
     pictures = torch.from_numpy(drifting(48).transpose(0, 3, 1, 2).copy())
     wave = torch.sin(torch.arange(48 * 640) / 16000 * 2 * torch.pi * torch.linspace(200, 900, 48 * 640)) * 0.5
@@ -399,6 +511,25 @@ def test_grey_pictures_for_every_clock(clock: int, interlaced: bool) -> None:
     assert list(units(data)) == [(0xB6, 4)]
     picture = parse_pictures(data, layer)[0]
     assert (picture.type, picture.coded, picture.quantiser) == ("I", True, 2)
+
+
+def test_what_a_picture_carries_is_the_same_at_every_clock(tmp_path: Path) -> None:
+    """Here libav reads the grey picture, not its writer: with 5 bits of time, 1, 4, 15 and 16."""
+    rates = {25: Fraction(25), 1: Fraction(1), 16: Fraction(16), 24000: Fraction(24000, 1001)}
+    rates[65535] = Fraction(65535, 2731)
+    clips = []
+    for clock, rate in rates.items():
+        path = encode(tmp_path / f"{clock}.mp4", drifting(12, height=48, width=80), rate=rate)
+        with CompressedReader(path) as reader:
+            assert reader.structure.layer is not None and reader.structure.layer.clock == clock
+            clips.append(reader.clip(0, GopSpec(1, 12, 1)))
+    first = clips[0]
+    assert first.motion is not None and first.residual is not None and first.intra is not None
+    assert first.motion.any() and first.residual.any(-1).float().mean() > 0.1
+    for clip in clips[1:]:
+        assert clip.motion is not None and clip.residual is not None and clip.intra is not None
+        assert torch.equal(clip.motion, first.motion) and torch.equal(clip.residual, first.residual)
+        assert torch.equal(clip.intra, first.intra)
 
 
 def test_windows_outside_the_file(tmp_path: Path) -> None:
