@@ -177,7 +177,7 @@ def submit(
 def record(
     chapter: Annotated[str, typer.Argument(help="Name of a chapter.")],
     budget: Annotated[str, typer.Option(help="Budget of the cells.")] = "record",
-    device: Annotated[str, typer.Option(help="cpu or cuda; devices are never mixed within a claim.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; devices are never mixed within a claim.")] = "cpu",
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 2,
     only: Annotated[list[str] | None, typer.Option(help="Only the cells of these claims or arms.")] = None,
     extended: Annotated[bool, typer.Option("--extended", help="Also the claims beyond six hours.")] = False,

@@ -1,53 +1,42 @@
 """``avssl doctor``: what this machine has and lacks, and what to do about each finding.
 
-Every check runs by itself and reports; none raises. Only what keeps chapters from running *blocks*.
+Every check runs by itself and reports; one that raises becomes a finding. Only what keeps chapters from running
+*blocks*.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from rich.markup import escape
 from rich.table import Table
 
+from avssl.doctor_machine import (
+    Finding,
+    check_cache,
+    check_cuda,
+    check_data,
+    check_disk,
+    check_memory,
+    check_threads,
+    first_line,
+)
+
+PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 TRIO = ("torch", "torchvision", "torchaudio")
 OLDEST = {"torch": (2, 11), "torchvision": (0, 26), "torchaudio": (2, 11)}
-# What each room needs; read from the package's own metadata elsewhere, here only to say which import fails.
-IMPORTS = (
-    "av",
-    "pandas",
-    "pyarrow",
-    "sklearn",
-    "scipy",
-    "safetensors",
-    "matplotlib",
-    "papermill",
-    "jupytext",
-    "nbconvert",
-)
+MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml"}  # packages that are imported by another name
+REINSTALL = "pip install -e . in the checkout"
 CODECS = {"mpeg4": "playground clips", "aac": "their sound", "h264": "most videos of public data sets"}
-GIB = 1024**3
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report. ``level`` is ``ok``, ``note`` (works, with a limit) or ``blocks``."""
-
-    level: str
-    what: str
-    found: str
-    do: str = ""
 
 
 def examine(root: Path) -> list[Finding]:
@@ -56,23 +45,30 @@ def examine(root: Path) -> list[Finding]:
     Args:
         root: the checkout; disk space is looked at there.
     """
-    checks: list[Callable[[], list[Finding]]] = [
-        check_python,
-        check_trio,
-        check_imports,
-        check_kernel,
-        check_codecs,
-        check_cuda,
-        check_threads,
-        check_memory,
-        lambda: check_disk(root),
-        check_cache,
-        check_data,
-    ]
-    findings: list[Finding] = []
-    for check in checks:
-        findings += check()
-    return findings
+    checks: dict[str, Callable[[], list[Finding]]] = {
+        "Python": check_python,
+        "torch trio": check_trio,
+        "packages": check_imports,
+        "Jupyter kernel": check_kernel,
+        "codecs": check_codecs,
+        "GPU": check_cuda,
+        "threads": check_threads,
+        "memory": check_memory,
+        "disk": lambda: check_disk(root),
+        "cache": check_cache,
+        "corpora": lambda: check_data(root),
+    }
+    return [finding for what, check in checks.items() for finding in _findings_of(what, check)]
+
+
+def _findings_of(what: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """What a check finds; one that raises has found something that nobody foresaw, and the others still run."""
+    try:
+        return check()
+    except Exception as error:
+        found = f"the check itself failed: {type(error).__name__}: {first_line(error)}"
+        remedy = "mend what the message names and ask again; if it names nothing of this machine, report it"
+        return [Finding("blocks", what, found, remedy)]
 
 
 def table_of(findings: list[Finding]) -> Table:
@@ -95,7 +91,7 @@ def check_trio() -> list[Finding]:
     versions = {name: _version(name) for name in TRIO}
     missing = [name for name, version in versions.items() if version is None]
     if missing:
-        return [Finding("blocks", "torch trio", f"missing: {', '.join(missing)}", "pip install -e . in the checkout")]
+        return [Finding("blocks", "torch trio", f"missing: {', '.join(missing)}", REINSTALL)]
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     old = [name for name in TRIO if _numbers(versions[name] or "") < OLDEST[name]]
     if old:
@@ -108,8 +104,12 @@ def check_trio() -> list[Finding]:
 
 
 def import_failure(modules: str) -> str | None:
-    """Why ``import modules`` fails in a fresh process (its last line), or None; a crash is a failure too."""
-    result = subprocess.run([sys.executable, "-c", f"import {modules}"], capture_output=True, text=True, timeout=300)
+    """Why ``import modules`` fails in a fresh process (its last line), or None; a crash or a hang is a failure too."""
+    command = [sys.executable, "-c", f"import {modules}"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired as error:
+        return f"not imported within {error.timeout:.0f} s (a disk or a driver that hangs?)"
     if result.returncode == 0:
         return None
     lines = result.stderr.strip().splitlines()
@@ -117,18 +117,35 @@ def import_failure(modules: str) -> str | None:
 
 
 def check_imports() -> list[Finding]:
-    """The other packages that chapters import."""
-    broken = []
-    for name in IMPORTS:
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            broken.append(
-                Finding("blocks", name, f"{type(error).__name__}: {error}", "pip install -e . in the checkout")
-            )
-    return broken or [
-        Finding("ok", "packages", f"av {_version('av')}, numpy {_version('numpy')}, papermill {_version('papermill')}")
-    ]
+    """The other packages that a run needs."""
+    names = [name for name in needed_packages() if name not in TRIO]
+    broken = [finding for name in names if (finding := _check_import(name)) is not None]
+    found = ", ".join(f"{name} {_version(name)}" for name in ("av", "numpy", "papermill"))
+    return broken or [Finding("ok", "packages", f"all {len(names)} import: {found}, …")]
+
+
+def _check_import(package: str) -> Finding | None:
+    try:
+        importlib.import_module(MODULES.get(package, package.replace("-", "_")))
+    except Exception as error:
+        return Finding("blocks", package, f"{type(error).__name__}: {first_line(error)}", REINSTALL)
+    return None
+
+
+def needed_packages() -> list[str]:
+    """What the checkout's ``pyproject.toml`` asks for, extras left out, by canonical names.
+
+    Not the metadata of the installed package: they are of the day it was installed, and a checkout goes on.
+    """
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    if PYPROJECT.is_file():
+        asked = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
+    else:  # installed without a checkout
+        asked = importlib.metadata.requires("avssl") or []
+    wanted = [each for each in map(Requirement, asked) if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return [canonicalize_name(each.name) for each in wanted]
 
 
 def check_kernel() -> list[Finding]:
@@ -203,94 +220,6 @@ def audio_round_trip(codec: str) -> int:
         return len(waveform)
 
 
-def check_cuda() -> list[Finding]:
-    """GPUs, if any: a chapter runs without one, more slowly."""
-    try:
-        import torch
-    except Exception:
-        return []  # the trio check has said so
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return [Finding("ok", "GPU", f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB") for gpu in names]
-    if shutil.which("nvidia-smi"):
-        remedy = "the driver is older than this torch's CUDA: update the driver, or install torch for an older CUDA"
-        return [Finding("note", "GPU", f"there is a driver, but torch {torch.__version__} cannot use it", remedy)]
-    return [
-        Finding(
-            "note", "GPU", "none: chapters run on the CPU", "smoke and small fit two cores; full-… budgets need GPUs"
-        )
-    ]
-
-
-def check_threads() -> list[Finding]:
-    """Cores this process may use, and what OMP_NUM_THREADS says."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = os.environ.get("OMP_NUM_THREADS")
-    found = f"{cores} cores" + (f", OMP_NUM_THREADS={limit}" if limit else "")
-    if limit and limit.isdigit() and int(limit) > cores:
-        return [
-            Finding("note", "threads", found, f"more threads than cores slows training: export OMP_NUM_THREADS={cores}")
-        ]
-    if cores < 2:
-        return [Finding("note", "threads", found, "the minutes of the budgets are for two cores; expect twice as many")]
-    return [Finding("ok", "threads", found)]
-
-
-def check_memory() -> list[Finding]:
-    """Memory that is free now; smoke fits 2 GiB."""
-    free = psutil.virtual_memory().available / GIB
-    if free < 2:
-        return [Finding("blocks", "memory", f"{free:.1f} GiB free", "smoke needs 2 GiB: close programs")]
-    if free < 6:
-        return [
-            Finding(
-                "note", "memory", f"{free:.1f} GiB free", "smoke fits; for small, close programs or pass --budget smoke"
-            )
-        ]
-    return [Finding("ok", "memory", f"{free:.0f} GiB free")]
-
-
-def check_disk(root: Path) -> list[Finding]:
-    """Space where runs and caches go."""
-    findings = []
-    for what, place in (("disk (runs)", root), ("disk (temporary)", Path(tempfile.gettempdir()))):
-        free = shutil.disk_usage(place).free / GIB
-        if free < 0.5:
-            findings.append(
-                Finding(
-                    "blocks", what, f"{free:.1f} GiB free at {place}", "free some space, or pass --out on another disk"
-                )
-            )
-        elif free < 5:
-            findings.append(
-                Finding("note", what, f"{free:.1f} GiB free at {place}", "enough for small; full-… budgets need more")
-            )
-        else:
-            findings.append(Finding("ok", what, f"{free:.0f} GiB free at {place}"))
-    return findings
-
-
-def check_cache() -> list[Finding]:
-    """Where generated clips and decoded caches lie, and whether that can be written."""
-    from avssl_core.data import cache_home
-
-    place = cache_home()
-    there = next(folder for folder in (place, *place.parents) if folder.exists())
-    if not os.access(there, os.W_OK):
-        return [
-            Finding("blocks", "cache", f"{place} cannot be written", "export AVSSL_CACHE=DIR with a folder of your own")
-        ]
-    used = sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) / GIB if place.exists() else 0.0
-    return [
-        Finding(
-            "ok",
-            "cache",
-            f"{used:.1f} GiB in {place}",
-            "may be deleted: everything in it is made again" if used > 10 else "",
-        )
-    ]
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -301,13 +230,3 @@ def _version(package: str) -> str | None:
 def _numbers(version: str) -> tuple[int, int]:
     found = re.match(r"(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-def check_data() -> list[Finding]:
-    """Corpora that chapters ask for by name: where they are looked for, and whether GRID lips is there."""
-    folder = Path(os.environ.get("AVSSL_DATA", "data"))
-    named = "AVSSL_DATA" if "AVSSL_DATA" in os.environ else "AVSSL_DATA is not set: data"
-    if (folder / "grid_lips" / "words.csv").is_file():
-        return [Finding("ok", "corpora", f"grid_lips in {folder} ({named})")]
-    build = f"avssl data grid ARCHIVES --out {folder / 'grid_lips'}, and set AVSSL_DATA={folder.resolve()}"
-    return [Finding("note", "corpora", f"no grid_lips in {folder} ({named}); the playground needs none", build)]

@@ -13,7 +13,6 @@ real videos with whatever index lies in its folder.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from avssl.errors import UsageError, unknown
 from avssl.notebooks import read_script
 from avssl.old_code import Tree, both_trees, import_from
 from avssl.parameters import declared, read_overrides
+from avssl.places import places
 from avssl.record import sole_recording
 from avssl.recording_status import Plan, make_plan, remember_code
 from avssl_core.reporting import KeptCheck, KeptEdit, Ledger, duration, edits_text, load_definitions
@@ -184,10 +184,10 @@ def _requests(
 
 def _compare(old: Tree, new: Tree, requests: Sequence[CellRequest], timeout_s: float, console: Console) -> Report:
     """Run the cells in both trees, the old one first, and compare all that they report."""
-    data = str(new.root / os.environ.get("AVSSL_DATA", "data"))  # a relative one is today's, as in a recording
+    data = places(new.root)  # today's for both
     figures: list[dict[str, Metrics]] = []
     for tree in (old, new):
-        own = {**import_from(tree.root), "AVSSL_DATA": data, "AVSSL_CACHE": str(tree.scratch / "cache")}
+        own = {**import_from(tree.root), **data, "AVSSL_CACHE": str(tree.scratch / "cache")}
         figures.append({})
         told = [_told(tree, request) for request in requests]
         with closing(run_cells(told, jobs=1, timeout_s=timeout_s, cwd=tree.root, environment=own)) as cells:

@@ -31,9 +31,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One paper: where its files are, and what the manifest says about it."""
+    """One paper: where its files are, and what the manifest says about it. ``root`` is the folder of ``book.yml``."""
 
     name: str
+    root: Path
     folder: Path
     part: str
     title: str
@@ -161,7 +162,8 @@ def _chapter(entry: Mapping[str, Any], book: Path) -> Chapter:
         )
     budgets = tuple(_budget(entry["name"], name, cost, book) for name, cost in entry.get("budgets", {}).items())
     texts = {key: str(entry[key]) for key in needed if key != "folder"}
-    return Chapter(folder=(book.parent / entry["folder"]).resolve(), budgets=budgets, **texts)
+    folder = (book.parent / entry["folder"]).resolve()
+    return Chapter(root=book.parent, folder=folder, budgets=budgets, **texts)
 
 
 def _budget(chapter: str, name: str, cost: Any, book: Path) -> Budget:

@@ -18,6 +18,7 @@ import nbformat
 from avssl.errors import UsageError
 from avssl.kernels import kernel_config, kernel_home
 from avssl.manifest import Chapter
+from avssl.places import places
 
 HASH_KEY = "source_sha256"
 COMMITTED_BUDGET = "small"
@@ -65,7 +66,7 @@ def execute_chapter(
     from nbclient import NotebookClient
 
     notebook = read_script(chapter.script)
-    with kernel_home({"AVSSL_BUDGET": budget, "AVSSL_QUIET": "1"}) as home:
+    with kernel_home({"AVSSL_BUDGET": budget, "AVSSL_QUIET": "1"} | places(chapter.root)) as home:
         client = NotebookClient(
             notebook,
             timeout=timeout_s,

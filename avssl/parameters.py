@@ -8,6 +8,8 @@ ones.
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +32,11 @@ _SIMPLE: Mapping[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One annotated assignment of the parameters cell."""
+    """One annotated assignment of the parameters cell, with the comment at its end."""
 
     name: str
     annotation: str
+    comment: str = ""
 
     def parse(self, text: str) -> Any:
         """The value of ``-p name=text``, read as YAML unless the parameter is a string."""
@@ -87,14 +90,22 @@ def declared(notebook: nbformat.NotebookNode) -> dict[str, Parameter]:
     cells = [cell for cell in notebook.cells if TAG in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         raise UsageError(f"expected one cell tagged {TAG!r}, found {len(cells)}.")
+    comments = _comments(cells[0].source)
     parameters: dict[str, Parameter] = {}
     for node in ast.parse(cells[0].source).body:
         if isinstance(node, ast.Assign):
             raise UsageError(f"parameter without a type in the parameters cell: {ast.unparse(node)}")
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             name = node.target.id
-            parameters[name] = Parameter(name, ast.unparse(node.annotation).strip("'\""))
+            comment = comments.get(node.end_lineno or node.lineno, "")
+            parameters[name] = Parameter(name, ast.unparse(node.annotation).strip("'\""), comment)
     return parameters
+
+
+def _comments(source: str) -> dict[int, str]:
+    """The comment on each line that has one, without its mark."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 
 def read_budget(path: Path, parameters: Mapping[str, Parameter]) -> dict[str, Any]:

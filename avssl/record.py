@@ -23,7 +23,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from avssl.cell_processes import Failure, run_cells
 from avssl.errors import UsageError
-from avssl.recording_status import Key, Plan, Status, kept_edits, make_plan, read_status, remember_code
+from avssl.places import places
+from avssl.recording_status import (
+    Key,
+    Plan,
+    Status,
+    kept_edits,
+    make_plan,
+    read_status,
+    recorded_elsewhere,
+    remember_code,
+)
 from avssl_core.reporting import (
     CellRecord,
     Ledger,
@@ -75,15 +85,15 @@ def record_chapter(
         jobs: cells side by side, one thread each.
         only: restrict to these claims (by id) or arms.
         extended: also the claims marked ``extended``.
-        dry_run: show what is done, missing and left; run and write nothing.
+        dry_run: show what is done, missing and left, and what a ledger of another device holds; run and write nothing.
         allow_uncommitted: run although ``claims.yaml`` is not committed (said aloud).
         root: the book's folder, where ``results`` and ``runs`` are; two above the chapter by default.
         cell_timeout_s: a cell that takes longer is ended and counts as failed.
         console: where to print.
 
     Raises:
-        UsageError: unknown names, a refused configuration, claims that are not committed, or another recording at
-            work.
+        UsageError: unknown names or device, a refused configuration, claims that are not committed, or another
+            recording at work.
     """
     console = console or Console()
     if jobs < 1:
@@ -93,6 +103,8 @@ def record_chapter(
     _say(console, escape(before.line()))
     if dry_run:
         _print_missing(console, before)
+        for line in recorded_elsewhere(plan):
+            _say(console, escape(line))
         return Report(before)
     if before.missing:
         _require_committed(plan.folder / "claims.yaml", allow=allow_uncommitted, console=console)
@@ -162,7 +174,8 @@ def _run_all(
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("cells", total=len(before.missing))
         requests = [plan.request(key) for key in before.missing]
-        for request, failure in run_cells(requests, jobs=jobs, timeout_s=timeout_s, cwd=plan.root):
+        own = places(plan.root)
+        for request, failure in run_cells(requests, jobs=jobs, timeout_s=timeout_s, cwd=plan.root, environment=own):
             key, now = (request.arm, request.seed), read_status(plan, jobs)
             if failure is None:
                 ran.append(key)

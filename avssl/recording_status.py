@@ -7,6 +7,8 @@ today.
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +39,7 @@ from avssl_core.reporting import (
 from avssl_core.reporting.ledger import read_json, write_json
 
 Key = tuple[str, int]  # (arm, seed)
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?", re.ASCII)  # another kind would get a ledger of its own, which stays empty
 
 
 @dataclass(frozen=True)
@@ -145,15 +148,18 @@ def make_plan(
     """Read claims and budget, hash code and configuration; nothing is run. Arguments as for ``record_chapter``.
 
     Raises:
-        UsageError: a file is missing or wrong, a name is unknown, or the configuration is refused.
+        UsageError: a file is missing or wrong, a name or the device is unknown, or the configuration is refused.
     """
+    if not _DEVICE.fullmatch(device):
+        raise UsageError(f"--device {device}: no such device. Pass cpu, cuda, or cuda:N for one GPU of several.")
     folder = Path(chapter_dir).resolve()
     try:
         sheet = load_claim_sheet(folder / "claims.yaml")
         values = read_budget(folder, budget)
         claims, arms = select_claims(sheet.claims, only)
         script = folder / f"{sheet.chapter}.py"
-        module, code = load_definitions(script), code_hash(script)
+        with contextlib.chdir(folder):  # a constant of the script may look for the book
+            module, code = load_definitions(script), code_hash(script)
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     config = chapter_config(module, values, device)
@@ -212,6 +218,18 @@ def read_status(plan: Plan, jobs: int) -> Status:
         changed=_changed(plan, [c for c in known if not plan.valid(c)]),
         kept=len(kept_edits(plan)),
     )
+
+
+def recorded_elsewhere(plan: Plan) -> tuple[str, ...]:
+    """A line for each ledger of this budget and another kind of device that holds cells of the selected arms."""
+    arms = {arm for arm, _ in plan.wanted}
+    lines = []
+    for device in sorted({"cpu", "cuda"} - {plan.device.split(":")[0]}):
+        path = ledger_path(plan.root, plan.sheet.chapter, plan.budget, device)
+        held = sum(cell.arm in arms for cell in Ledger.read(path).cells) if path.is_file() else 0
+        if held:
+            lines.append(f"{path.stem} holds {held} cell{'s' * (held > 1)} of these arms: `--device {device}`")
+    return tuple(lines)
 
 
 def kept_edits(plan: Plan) -> tuple[KeptEdit, ...]:

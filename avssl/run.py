@@ -1,9 +1,9 @@
 """Running a chapter: script → notebook in memory → papermill → executed notebook, HTML copy and claims table in a run
 directory.
 
-The chapter's kernel finds two environment variables, ``AVSSL_BUDGET`` and ``AVSSL_RUN_DIR``. What it wants shown at
-the end it writes to ``AVSSL_RUN_DIR/claims.json``. The same function runs the only process of a laptop and each rank
-of a many-rank run.
+The chapter's kernel finds ``AVSSL_BUDGET`` and ``AVSSL_RUN_DIR`` among its environment variables, and the folders that
+others name as absolute paths (``avssl.places``). What it wants shown at the end it writes to
+``AVSSL_RUN_DIR/claims.json``. The same function runs the only process of a laptop and each rank of a many-rank run.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nbformat
 
 from avssl.errors import UsageError
-from avssl.kernels import kernel_config, kernel_home
+from avssl.kernels import environment, kernel_config, kernel_home
 from avssl.manifest import Chapter, Manifest
 from avssl.notebooks import read_script
 from avssl.parameters import Parameter, declared, read_budget, read_overrides
+from avssl.places import corpus_names, data_value, places
 
 CLAIMS = "claims.json"
 DEFAULT_BUDGET = "small"
@@ -42,6 +44,7 @@ class Plan:
     budget: str
     parameters: Mapping[str, Any]
     run_dir: Path
+    places: Mapping[str, str]  # folders as the command that was typed meant them; a job may start elsewhere
 
     def output(self, rank: int = 0) -> Path:
         """Where a rank's executed notebook goes."""
@@ -98,7 +101,7 @@ def plan_run(
 
     Raises:
         UsageError: an unknown chapter, budget or parameter (the nearest valid ones are named), a value of the wrong
-            type, a folder that does not exist.
+            type, a corpus that the chapter does not know, a folder that does not exist.
     """
     chapter = manifest.runnable(name)
     budget = budget or os.environ.get("AVSSL_BUDGET") or DEFAULT_BUDGET
@@ -108,14 +111,15 @@ def plan_run(
     if data is not None:
         values["data"] = _takes(parameters, "data", chapter).check(data)
     if values.get("data") is not None:
-        values["data"] = _absolute(str(values["data"]))
+        typed = data is not None or any(pair.startswith("data=") for pair in overrides or [])
+        values["data"] = data_value(str(values["data"]), corpus_names(chapter, parameters), typed=typed)
     if dry_run and "dry_run" in parameters:
         values["dry_run"] = parameters["dry_run"].check(True)
     if "budget" in parameters:
         values["budget"] = budget
     stamp = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
     run_dir = Path(out) if out is not None else manifest.root / "runs" / chapter.name / f"{budget}-{stamp}"
-    return Plan(chapter=chapter, budget=budget, parameters=values, run_dir=run_dir.resolve())
+    return Plan(chapter, budget, values, run_dir=run_dir.resolve(), places=places(chapter.root))
 
 
 def _takes(parameters: Mapping[str, Parameter], name: str, chapter: Chapter) -> Parameter:
@@ -124,18 +128,6 @@ def _takes(parameters: Mapping[str, Parameter], name: str, chapter: Chapter) -> 
             f"chapter {chapter.name} has no parameter {name!r}: --{name.replace('_', '-')} cannot be passed to it."
         )
     return parameters[name]
-
-
-def _absolute(data: str) -> str:
-    """Folders become absolute (the kernel runs in the chapter's folder); bare names are the chapter's corpora."""
-    path = Path(data).expanduser()
-    if path.exists():
-        return str(path.resolve())
-    if os.sep in data or data.startswith("."):
-        raise UsageError(
-            f"--data {data}: no such file or folder. Pass a folder of video files, or the name of a corpus."
-        )
-    return data
 
 
 def measure(plan: Plan) -> dict[str, Any]:
@@ -149,7 +141,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     """
     measured, config = dry_run_of(plan)
     # ValueError of the run itself: a value that only it could refuse
-    with contextlib.chdir(plan.chapter.folder), _refused(plan, ValueError):
+    with _in_chapter(plan), _refused(plan, ValueError):
         return dict(measured(config))
 
 
@@ -159,13 +151,11 @@ def dry_run_of(plan: Plan) -> tuple[Callable[[Any], Mapping[str, Any]], Any]:
     Raises:
         UsageError: the chapter defines no ``dry_run``, or its configuration refuses the values.
     """
-    from avssl_core.reporting import load_definitions
-
-    module = load_definitions(plan.chapter.script)
+    module = _definitions(plan)
     absent = [name for name in ("make_config", "dry_run") if not hasattr(module, name)]
     if absent:
         raise UsageError(f"chapter {plan.chapter.name} has no dry run: it defines no {' and no '.join(absent)}.")
-    with contextlib.chdir(plan.chapter.folder), _refused(plan, TypeError, ValueError):
+    with _in_chapter(plan), _refused(plan, TypeError, ValueError):
         return module.dry_run, module.make_config(**plan.parameters)
 
 
@@ -175,12 +165,24 @@ def check_values(plan: Plan) -> None:
     Raises:
         UsageError: with the chapter's words.
     """
+    module = _definitions(plan)
+    if hasattr(module, "make_config") and hasattr(module, "check_values"):
+        with _in_chapter(plan), _refused(plan, TypeError, ValueError):
+            module.check_values(module.make_config(**plan.parameters))
+
+
+def _definitions(plan: Plan) -> ModuleType:
     from avssl_core.reporting import load_definitions
 
-    module = load_definitions(plan.chapter.script)
-    if hasattr(module, "make_config") and hasattr(module, "check_values"):
-        with contextlib.chdir(plan.chapter.folder), _refused(plan, TypeError, ValueError):
-            module.check_values(module.make_config(**plan.parameters))
+    with _in_chapter(plan):  # a constant of the script may look for the book, and the command may be typed elsewhere
+        return load_definitions(plan.chapter.script)
+
+
+@contextlib.contextmanager
+def _in_chapter(plan: Plan) -> Iterator[None]:
+    """What the chapter's kernel would find: its folder, and the places."""
+    with contextlib.chdir(plan.chapter.folder), environment(plan.places):
+        yield
 
 
 @contextlib.contextmanager
@@ -212,10 +214,10 @@ def execute(plan: Plan, *, rank: int = 0, progress: bool = True) -> Outcome:
         resolved = {"chapter": plan.chapter.name, "budget": plan.budget, "parameters": dict(plan.parameters)}
         _write_json(plan.run_dir / "parameters.json", resolved)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters whose annotation it cannot read
-    variables = {"AVSSL_BUDGET": plan.budget, "AVSSL_RUN_DIR": str(plan.run_dir), "AVSSL_QUIET": "1"}
+    own = {"AVSSL_BUDGET": plan.budget, "AVSSL_RUN_DIR": str(plan.run_dir), "AVSSL_QUIET": "1"}
     started = time.perf_counter()
     try:
-        with kernel_home(variables) as home, _log(plan, rank, echo=progress) as log:
+        with kernel_home({**own, **plan.places}) as home, _log(plan, rank, echo=progress) as log:
             papermill.execute_notebook(
                 read_script(plan.chapter.script),
                 str(output).replace("{", "{{").replace("}", "}}"),  # papermill formats the path

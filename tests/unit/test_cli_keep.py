@@ -180,7 +180,7 @@ def test_both_codes_run_the_same_short_cell_with_caches_of_their_own(toy: Toy, t
     toy.keep(overrides=["steps=7"], seed=3)
     first, second = toy.ran()
     assert Path(first["file"]).is_relative_to(temporary) and second["file"] == str(toy.script)
-    same = {"arm": "good", "seed": 3, "steps": 7, "OMP_NUM_THREADS": "1", "AVSSL_DATA": str(toy.root / "videos")}
+    same = {"arm": "good", "seed": 3, "steps": 7, "OMP_NUM_THREADS": "1", "AVSSL_DATA": str(Path.cwd() / "videos")}
     assert same.items() <= first.items() and same.items() <= second.items()
     assert [Path(each["file"]).parents[2] for each in (first, second)] == [Path(first["cwd"]), toy.root]
     assert second["cwd"] == str(toy.root)
@@ -272,7 +272,8 @@ def test_what_is_not_stale_by_one_known_code_alone_is_refused(toy: Toy, prepare:
         ({"overrides": ["stepps=1"]}, "unknown parameter 'stepps'; did you mean 'steps'"),
         ({"overrides": ["steps=many"]}, "steps is int"),
         ({"overrides": ["note=x"]}, "make_config refuses"),
-        ({"device": "gpu"}, "record-gpu.json holds no cells"),
+        ({"device": "cuda"}, "record-cuda.json holds no cells"),
+        ({"device": "gpu"}, "--device gpu: no such device"),
     ],
 )
 def test_what_was_asked_wrongly_is_said_before_anything_runs(toy: Toy, options: dict[str, Any], told: str) -> None:

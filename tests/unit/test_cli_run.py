@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -19,7 +21,7 @@ from avssl.errors import UsageError
 from avssl.manifest import find_book, load_manifest
 from avssl.notebooks import read_script
 from avssl.parameters import Parameter, declared, read_budget, read_overrides
-from avssl.run import ChapterFailed, execute, plan_run, read_claims
+from avssl.run import ChapterFailed, execute, measure, plan_run, read_claims
 
 Here = Callable[..., tuple[object, str]]
 
@@ -92,6 +94,8 @@ def test_runs_go_to_the_ignored_folder_beside_the_book(tmp_path: Path) -> None:
         (["run", "toy", "-p", "flip=1"], "parameter flip is bool, got 1"),
         (["run", "toy", "--data", "./nowhere"], "no such file or folder"),
         (["run", "toy", "--book", "nowhere.yml"], "does not exist"),
+        (["record", "toy", "--device", "gpu"], "--device gpu: no such device. Pass cpu, cuda, or cuda:N"),
+        (["keep", "toy", "--device", "gpu"], "--device gpu: no such device. Pass cpu, cuda, or cuda:N"),
         (["notebook", "toi", "--check"], "did you mean 'toy'"),
         (["data", "inspect", "nowhere"], "no such folder"),
     ],
@@ -134,6 +138,68 @@ def test_data_and_dry_run_reach_the_notebook(tmp_path: Path) -> None:
         assert plan.parameters["dry_run"] is True
         assert plan_run(manifest, "toy", budget="smoke", data="grid_lips").parameters["data"] == "grid_lips"
         assert plan_run(manifest, "toy", budget="smoke", overrides=["data=clips é"]).parameters["data"].startswith("/")
+
+
+PLACES = """
+# %%
+print("places", os.environ["AVSSL_DATA"], os.environ.get("AVSSL_CACHE"))
+"""
+
+
+def test_relative_folders_are_those_of_where_the_command_was_typed(tmp_path: Path) -> None:
+    """For the kernel of a run and for that of a committed notebook."""
+    book = write_book(tmp_path, PLACES)
+    notebook = tmp_path / "chapters" / "01_toy" / "toy.ipynb"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    given = {"AVSSL_DATA": "videos", "AVSSL_CACHE": "../cache"}
+    told = f"places {elsewhere / 'videos'} {tmp_path / 'cache'}"
+    ran = avssl("run", "toy", "--budget", "smoke", "--book", book, "--out", "out", cwd=elsewhere, **given)
+    assert ran.returncode == 0, ran.stderr
+    assert told in (elsewhere / "out" / "toy.log").read_text()
+    ran = avssl("notebook", "toy", "--book", book, cwd=elsewhere, **given)
+    assert ran.returncode == 0, ran.stderr
+    assert told in notebook.read_text()
+    avssl("notebook", "toy", "--book", book, cwd=elsewhere)
+    assert f"places {tmp_path / 'data'} None" in notebook.read_text()  # the default is the checkout's
+
+
+def test_before_a_run_the_chapter_finds_the_same_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constant = 'HERE = Path("toy.py").resolve(strict=True)\n'
+    cells = DRY.replace("os.getcwd()", 'os.environ["AVSSL_DATA"]').replace(
+        "def make_config", f"{constant}def make_config"
+    )
+    manifest = load_manifest(write_book(tmp_path, cells))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AVSSL_DATA", "videos")
+    plan = plan_run(manifest, "toy", budget="smoke")
+    own = replace(plan, parameters={"steps": 4, "rate": 2})  # what the toy's make_config takes
+    monkeypatch.chdir("/")  # a job of a cluster may start anywhere
+    assert measure(own)["where"] == str(tmp_path / "videos")
+    assert os.environ["AVSSL_DATA"] == "videos"
+
+
+def test_a_corpus_that_the_chapter_does_not_know_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the chapter says which it takes by name."""
+    head = HEAD.replace("# a folder, or the name of a corpus", '# "playground", or a folder of video files')
+    manifest = load_manifest(write_book(tmp_path, head=head))
+    for budget, name in (("grid", "grid"), ("full-big", "everything")):
+        (tmp_path / "chapters" / "01_toy" / f"{budget}.yaml").write_text(f"data: {name}\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "grid").mkdir()
+
+    def data(budget: str = "smoke", **options: Any) -> str:
+        return plan_run(manifest, "toy", budget=budget, **options).parameters["data"]
+
+    for options in ({"data": "grd"}, {"overrides": ["data=grd"]}):
+        with pytest.raises(UsageError, match="unknown corpus 'grd'; did you mean 'grid'") as refused:
+            data(**options)
+        assert str(refused.value).endswith(f"Valid: playground, grid. Nor is it a folder in {tmp_path}.")
+    assert data(data="clips") == str(tmp_path / "clips")
+    assert data(data="grid") == data("grid") == "grid"  # not the folder: that is ./grid
+    assert data(data="./grid") == str(tmp_path / "grid")
+    assert data("full-big") == "everything"  # stands for what the reader has; a dry run does without
 
 
 def test_a_chapter_without_a_data_parameter_says_so(tmp_path: Path) -> None:

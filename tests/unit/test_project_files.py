@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from avssl.lock import EXTRAS, closure
 from avssl.manifest import Manifest, load_manifest
 from avssl.notebooks import read_script
 from avssl.parameters import declared, read_budget
+from avssl.places import corpus_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ["I", "II", "III", "IV", "V", "VI"]
@@ -39,7 +41,10 @@ def split(requirement: str) -> tuple[str, str]:
 
 
 def test_conda_and_pip_ask_for_the_same_names_and_ranges(project: dict[str, Any]) -> None:
+    """All that chapters, `make test` and `make book` need. The extra ``bench`` is left to pip (`make bench`): libraries
+    of others to compare with, which no chapter and no test imports and whose own needs would narrow everyone's."""
     wanted = list(project["dependencies"])
+    assert set(project["optional-dependencies"]) - set(EXTRAS) == {"bench"}
     for extra in EXTRAS:
         wanted += project["optional-dependencies"][extra]
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
@@ -120,6 +125,24 @@ def test_budgets_of_the_manifest_and_files_of_the_chapter_agree(manifest: Manife
     for chapter in (chapter for chapter in manifest.chapters if chapter.state == "planned"):
         assert chapter.budgets == (), f"{chapter.name} is planned: nobody has measured its budgets"
         assert not chapter.script.is_file()
+
+
+def corpora_asked_for(script: Path) -> set[str]:
+    """Names that a chapter compares its ``config.data`` with."""
+    compared = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Compare)]
+    about_data = [node for node in compared if ast.unparse(node.left) == "config.data"]
+    parts = [part for node in about_data for part in ast.walk(node) if isinstance(part, ast.Constant)]
+    return {part.value for part in parts}
+
+
+def test_the_corpora_that_a_chapter_takes_by_name_are_told_before_it_starts(manifest: Manifest) -> None:
+    """A name that is not among them is refused by ``avssl run --data``."""
+    runnable = [chapter for chapter in manifest.chapters if chapter.runnable]
+    assert runnable
+    for chapter in runnable:
+        parameters = declared(read_script(chapter.script))
+        asked = corpora_asked_for(chapter.script)
+        assert "playground" in asked and asked <= set(corpus_names(chapter, parameters)), chapter.name
 
 
 def test_licences_are_what_the_readme_says() -> None:

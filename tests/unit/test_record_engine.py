@@ -44,7 +44,7 @@ def run_cell(arm, seed, config):
     flag = Path(__file__).with_name(f"{arm}-{seed}.do")
     what = flag.read_text() if flag.exists() else ""
     with open(Path(__file__).with_name("ran.txt"), "a") as ran:
-        ran.write(f"{arm}-{seed} {os.environ['OMP_NUM_THREADS']} {config.device}\\n")
+        ran.write(f"{arm}-{seed} {os.environ['OMP_NUM_THREADS']} {config.device} {os.environ['AVSSL_DATA']}\\n")
     if what == "raise":
         raise RuntimeError(f"broken on purpose in {arm}")
     if what == "sleep":
@@ -204,6 +204,21 @@ def test_only_extended_and_dry_run(toy: Toy) -> None:
 
 
 @pytest.mark.usefixtures("forked_cells")
+def test_cells_look_for_corpora_where_the_command_was_typed(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = toy.root / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for given, seen in ((None, toy.root / "data"), ("videos", elsewhere / "videos")):
+        monkeypatch.delenv("AVSSL_DATA", raising=False)
+        if given is not None:
+            monkeypatch.setenv("AVSSL_DATA", given)
+        (toy.folder / "record.yaml").write_text(f"steps: {len(str(seen))}\n", encoding="utf-8")
+        toy.record(only="real")
+        lines = (toy.folder / "ran.txt").read_text(encoding="utf-8").splitlines()
+        assert len(toy.ran()) == 2 and {line.split()[3] for line in lines} == {str(seen)}
+
+
+@pytest.mark.usefixtures("forked_cells")
 def test_a_failing_cell_is_told_and_does_not_stop_the_others(toy: Toy) -> None:
     flag = toy.command("good", 1, "raise")
     toy.command("flat", 0, "kill")
@@ -314,6 +329,35 @@ def test_device_reaches_the_configuration_and_has_a_ledger_of_its_own(toy: Toy) 
     toy.script.write_text(SCRIPT.replace('    device: str = "cpu"\n', ""), encoding="utf-8")
     with pytest.raises(UsageError, match="no 'device'"):
         status(toy.folder, device="cuda")
+
+
+def test_a_recording_may_be_asked_about_from_any_folder(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chapter's constant may look for the book, as ``reporting.chapter_dir`` does."""
+    constant = 'HERE = Path("claims.yaml").resolve(strict=True)\n'
+    toy.script.write_text(SCRIPT.replace("LEVEL =", f"{constant}LEVEL ="), encoding="utf-8")
+    monkeypatch.chdir("/")
+    assert len(status(toy.folder).missing) == 19 and Path.cwd() == Path("/")
+
+
+@pytest.mark.parametrize("device", ["gpu", "CUDA", "cuda:", "cuda:x", "cuda:0:1", "cpu:0", ""])
+def test_a_device_that_does_not_exist_is_refused(toy: Toy, device: str) -> None:
+    with pytest.raises(UsageError, match=f"--device {device}: .* Pass cpu, cuda, or cuda:N"):
+        toy.record(device=device)
+    assert not (toy.root / "runs").exists() and not (toy.root / "results").exists()
+
+
+@pytest.mark.usefixtures("forked_cells")
+def test_a_dry_run_tells_what_the_other_devices_ledger_holds(toy: Toy) -> None:
+    toy.record(only="on-real")
+    for options, told in (({}, 4), ({"only": "real"}, 2), ({"only": "bad"}, 0)):
+        toy.record(device="cuda:1", dry_run=True, **options)
+        line = f"record-cpu holds {told} cells of these arms: `--device cpu`"
+        assert toy.output.getvalue().count("holds") == (told > 0) and (line in toy.output.getvalue()) == (told > 0)
+    toy.record(dry_run=True)
+    assert "holds" not in toy.output.getvalue()
+    toy.ledger.rename(toy.ledger.with_name("record-cuda.json"))
+    toy.record(dry_run=True)
+    assert "record-cuda holds 4 cells of these arms: `--device cuda`" in toy.output.getvalue()
 
 
 def test_two_recordings_at_once_are_refused_and_a_killed_one_leaves_no_process_but_its_ledger(toy: Toy) -> None:
