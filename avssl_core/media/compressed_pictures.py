@@ -7,7 +7,7 @@
 * Coded residuals: each P packet after a flat grey intra picture. Motion compensation of a constant is that constant, so
   the result minus 128 is the prediction error that the bitstream carries. What it needs of the bitstream's other
   pictures is nothing. The grey picture is decoded anew for every P picture: of two pictures in one packet libav gives
-  back the first alone. Two frame threads finish sooner for more processor time, which a loader's workers use better.
+  back the first alone.
 * Pixel residuals (CoViAR's): all pictures of the group, as there the residual is *computed* from decoded pictures.
 """
 

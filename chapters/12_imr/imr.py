@@ -1604,8 +1604,10 @@ def label_shares(videos: Videos, config: IMRConfig) -> Tensor:
 # %% [markdown]
 # ## The verdicts: five seeds, claims written down first
 #
-# `claims.yaml` beside this notebook was committed before any of its cells was run. A cell is one arm with one seed,
-# and a seed redraws the world, the initial weights and the order. A claim compares two arms seed by seed;
+# `claims.yaml` beside this notebook was committed before any of its cells was run, but for the control of *lengths for
+# swinging*: it was added, as was the claim about signed sums, when that claim's own cells had been seen and before the
+# new ones were run. A cell is one arm with one seed, and a seed redraws the world, the initial weights and the order
+# (on real video, which nobody can redraw, the last two). A claim compares two arms seed by seed;
 # *reproduced* needs the 95 % interval of the paired difference above zero, *not reproduced* needs it below the effect
 # that we had said would matter, and everything else is *undecided at this size*.
 
