@@ -64,6 +64,7 @@ import torchvision
 from IPython.display import Markdown, display
 from PIL import Image, ImageDraw
 from scipy import ndimage, stats
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from avssl_core import attribution, encoders, figures, losses, reporting, training, transforms
@@ -1343,29 +1344,34 @@ class StillMasks(nn.Module):
 # %% tags=["define"]
 @dataclass(frozen=True)
 class Heard:
-    """Held-out clips ``(P, 3, T, H, W)`` and spectrograms ``(P, 1, F, T')``, and where what sounds is and is not."""
+    """Held-out clips ``(P, 3, T, H, W)`` and spectrograms ``(P, 1, F, T')``; where what sounds is and is not; names."""
 
     clips: Tensor
     sounds: Tensor
     sounding: Tensor
     silent: Tensor
+    things: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Heard:
+        """What the network is asked on its device; the truth stays where it is."""
+        return replace(self, clips=self.clips.to(device), sounds=self.sounds.to(device))
 
 
 def ask_listener(corpus: avdata.Corpus, config: ExtremalChapterConfig) -> Heard:
     """The first held-out clips with the box of the thing that sounds, and of the others, in the window's middle."""
     dataset, truth = heard_windows(corpus, config, 0), pd.read_parquet(corpus.root / "boxes.parquet")
-    frames, waves, regions = [], [], []
+    frames, waves, regions, things = [], [], [], corpus.index["label_sounding"].tolist()
     for row in range(min(len(dataset), config.pairs or len(dataset))):
         item = dataset[0, row]
         middle = round(float(item["start_s"][0]) * HEARD["fps"]) + HEARD["frames"] // 2
         found = boxes_at(truth, corpus.index["clip_id"].iat[row], middle, config.size)
-        own = found.pop(corpus.index["label_sounding"].iat[row])
+        own = found.pop(things[row])
         regions.append(torch.stack([own, torch.stack(list(found.values())).any(0) & ~own]))
         frames.append(item["frames"][0])
         waves.append(item["waveform"][0])
     clips = transforms.ClipEval(config.size)(transforms.to_float(torch.stack(frames)))
     sounds = transforms.LogMelSpectrogram(**LOG_MEL)(torch.stack(waves))
-    return Heard(clips, sounds, *torch.stack(regions).unbind(1))
+    return Heard(clips, sounds, *torch.stack(regions).unbind(1), tuple(things[: len(frames)]))
 
 
 # %% tags=["define"]
@@ -1386,7 +1392,7 @@ def looked_at(model: encoders.AudioVisualModel, heard: Heard, config: ExtremalCh
         Agreement(model.audio, sight), heard.sounds, pairs, areas, generator=bands,
         perturbation=attribution.FadePyramid(heard.sounds), **options,
     )  # fmt: skip
-    return seen.masks[:, :, 0, 0].sum(1), kept.masks[:, :, 0].sum(1)
+    return seen.masks[:, :, 0, 0].sum(1).cpu(), kept.masks[:, :, 0].sum(1).cpu()
 
 
 def listening_metrics(seen: Tensor, kept: Tensor, heard: Heard, config: ExtremalChapterConfig) -> dict[str, float]:
@@ -1400,6 +1406,14 @@ def listening_metrics(seen: Tensor, kept: Tensor, heard: Heard, config: Extremal
     loud = flat >= flat.quantile(0.9, 1, keepdim=True)
     louder = float(masks[loud].mean() / masks.mean().clamp(min=1e-6))
     return {"sounding": float(np.mean(hits)), "sounding_gap": float(np.mean(gaps)), "on_loud": louder}
+
+
+@torch.no_grad()
+def sounds_found(model: encoders.AudioVisualModel, heard: Heard) -> float:
+    """Share of held-out clips whose best sound, of all of them, is of the thing that sounds in it."""
+    sight, sound = (F.normalize(part, dim=1) for part in model(heard.clips, heard.sounds))
+    best = (sight @ sound.T).argmax(1).tolist()
+    return float(np.mean([heard.things[b] == thing for b, thing in zip(best, heard.things, strict=True)]))
 
 
 # %%
@@ -1502,6 +1516,10 @@ class Spoken:
     words: Tensor
     during: Tensor
 
+    def to(self, device: torch.device) -> Spoken:
+        """What the network is asked on its device; the truth stays where it is."""
+        return replace(self, clips=self.clips.to(device), words=self.words.to(device))
+
 
 def ask_lips(corpus: avdata.Corpus, parts: Sequence[avdata.TimedDataset], count: int) -> Spoken:
     """Some held-out words of every kind, with the times at which they are spoken."""
@@ -1521,6 +1539,20 @@ def ask_lips(corpus: avdata.Corpus, parts: Sequence[avdata.TimedDataset], count:
     return Spoken(transforms.ClipEval(LIPS["size"])(frames), torch.tensor(words), torch.stack(during))
 
 
+@torch.no_grad()
+def words_read(model: nn.Module, parts: Sequence[avdata.TimedDataset], run: training.World) -> dict[str, float]:
+    """Share of all held-out words told from the others of their kind: whether there is anything to explain."""
+    view, first, shares = transforms.ClipEval(LIPS["size"]), 0, {}
+    for part in parts:
+        items, last = [part[index] for index in range(len(part))], first + len(part.classes)
+        clips = view(transforms.to_float(torch.stack([item["frames"][0] for item in items])))
+        said = torch.cat([model(some.to(run.device))[:, first:last].argmax(1).cpu() for some in clips.split(64)])
+        wanted = torch.tensor([item["label"] for item in items])
+        shares[f"{part.kind}_read"] = float((said == wanted).float().mean())
+        first = last
+    return shares | {"words_read": float(np.mean(list(shares.values())))}
+
+
 def moving_fifth(clips: Tensor) -> Tensor:
     """Where pixels change most from frame to frame, all clips together: bool ``(H, W)``, a fifth of it."""
     change = clips.diff(dim=2).abs().mean((0, 1, 2))
@@ -1530,7 +1562,7 @@ def moving_fifth(clips: Tensor) -> Tensor:
 
 # %% tags=["define"]
 def lip_metrics(model: nn.Module, spoken: Spoken, config: ExtremalChapterConfig) -> dict[str, float]:
-    """Mass of space-time masks during the word and on the mouth, beyond what an even mask has; share of words read."""
+    """Mass of space-time masks during the word and on the mouth, beyond what an even mask has; scores of both."""
     T, H, W = spoken.clips.shape[2:]
     generator = attribution.SmoothMaskGenerator((T, H, W), step=(2, 6, 6), sigma=(2.0, 6.0, 6.0))
     found = attribution.extremal_perturbation(
@@ -1542,12 +1574,9 @@ def lip_metrics(model: nn.Module, spoken: Spoken, config: ExtremalChapterConfig)
     mask = mask / mask.flatten(1).sum(1).clamp(min=1e-6)[:, None, None, None]
     mouth = moving_fifth(spoken.clips.cpu())
     during = spoken.during.float()
-    with torch.no_grad():
-        said = model(spoken.clips).argmax(1)
     return {
         "in_word": float(((mask.sum((2, 3)) * during).sum(1) - during.mean(1)).mean()),
         "on_mouth": float((mask[:, :, mouth].sum((1, 2)) - mouth.float().mean()).mean()),
-        "words": float((said == spoken.words).float().mean()),
         "kept": float(found.preserved.mean()),
         "whole": float(found.original.mean()),
     }
@@ -1590,8 +1619,20 @@ def shrunk(found: Sequence[tuple[Tensor, Tensor]], side: int) -> list[tuple[Tens
 
 
 # %% tags=["define"]
+@torch.no_grad()
+def told_apart(model: nn.Module, images: Sequence[Tensor], regions: Sequence[Tensor], run: training.World) -> float:
+    """Area under the ROC curve of "is it there?", over photographs and classes; chance .5."""
+    scores = torch.cat([model(image.to(run.device)).cpu() for image in images])
+    there = torch.stack([own.flatten(1).any(1) for own in regions[: len(images)]])
+    return float(roc_auc_score(there.flatten().numpy(), scores.flatten().numpy()))
+
+
+# %% tags=["define"]
 def photograph_cell(recipe: Arm, config: ExtremalChapterConfig, seed: int, run: training.World) -> dict[str, object]:
-    """Train on crops of two thirds of the photographs, drawn by the seed; play the pointing game on the others."""
+    """Train on crops of two thirds of the photographs, drawn by the seed; play the pointing game on the others.
+
+    ``told`` is the area under the ROC curve over held-out photographs and classes: is there anything to explain?
+    """
     names, entries = annotated(photographs(config), "supercategory")
     found = [read_photograph(photographs(config) / file, marked, len(names)) for file, marked in entries]
     order = np.random.default_rng(seed).permutation(len(found))
@@ -1610,7 +1651,8 @@ def photograph_cell(recipe: Arm, config: ExtremalChapterConfig, seed: int, run: 
     games = {
         name: play_all(model.eval(), questions, name, larger, run) for name in ("ep", "gradient", "grad-cam", "centre")
     }
-    return {f"pointing_{name}": game.accuracy_of_played for name, game in games.items()}
+    told = told_apart(model, [group.images[:1] for group in groups], [regions for _, regions in held_out], run)
+    return {f"pointing_{name}": game.accuracy_of_played for name, game in games.items()} | {"told": told}
 
 
 # %% [markdown]
@@ -1723,8 +1765,9 @@ def sound_cell(recipe: Arm, config: ExtremalChapterConfig, seed: int, run: train
     if recipe.trained:
         model, _ = train_listener(config, corpus.select(split="train"), seed, run)
     heard = ask_listener(corpus.select(split="test"), config)
-    seen, kept = looked_at(model.cpu(), heard, config)
-    return listening_metrics(seen, kept, heard, config)
+    model, there = model.to(run.device), heard.to(run.device)
+    seen, kept = looked_at(model, there, config)
+    return listening_metrics(seen, kept, heard, config) | {"sounds_found": sounds_found(model, there)}
 
 
 def lips_cell(recipe: Arm, config: ExtremalChapterConfig, seed: int, run: training.World) -> dict[str, object]:
@@ -1736,10 +1779,10 @@ def lips_cell(recipe: Arm, config: ExtremalChapterConfig, seed: int, run: traini
     words = sum(len(part.classes) for part in learnt)
     model = lip_network(words, config, recipe.kind, seed).eval()
     if recipe.trained:
-        model = train_lips(config, learnt, recipe.kind, seed, run).cpu()
-    return lip_metrics(
-        model, ask_lips(corpus.select(split="test"), held_out, min(config.pairs or LIP_PAIRS, LIP_PAIRS)), config
-    )
+        model = train_lips(config, learnt, recipe.kind, seed, run)
+    spoken = ask_lips(corpus.select(split="test"), held_out, min(config.pairs or LIP_PAIRS, LIP_PAIRS))
+    model = model.to(run.device)
+    return words_read(model, held_out, run) | lip_metrics(model, spoken.to(run.device), config)
 
 
 # %% tags=["define"]
