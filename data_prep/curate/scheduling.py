@@ -23,18 +23,20 @@ _TICK_S = 0.2  # how often new workers are given work
 
 
 @contextmanager
-def dask_mapper(address: str | None = None, *, workers: int = 1) -> Iterator[Mapper]:
+def dask_mapper(address: str | None = None, *, workers: int = 1, patience_s: float = 300.0) -> Iterator[Mapper]:
     """Run shards on Dask while the context lasts.
 
     Args:
         address: of a scheduler, such as ``tcp://head:8786``; a cluster of this machine's processes is started if None.
         workers: processes of that cluster.
+        patience_s: how long a cluster may be without any worker, in seconds, before the run ends: workers of a batch
+            system may come late, and Dask does not always bring back one that died.
 
     Yields:
         What :func:`~data_prep.curate.curate_folder` takes as ``mapper``.
 
     Raises:
-        CurateError: Dask is not installed, or no scheduler answers.
+        CurateError: Dask is not installed, no scheduler answers, or its workers are gone for ``patience_s``.
     """
     try:
         import dask
@@ -48,7 +50,7 @@ def dask_mapper(address: str | None = None, *, workers: int = 1) -> Iterator[Map
             cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None)
         try:
             with Client(address or cluster, timeout=20) as client:
-                yield lambda function, jobs, limit: _outcomes(client, function, jobs, limit)
+                yield lambda function, jobs, limit: _outcomes(client, function, jobs, limit, patience_s)
         except OSError as error:
             if address is None or "scheduler" not in str(error).lower():
                 raise
@@ -59,15 +61,27 @@ def dask_mapper(address: str | None = None, *, workers: int = 1) -> Iterator[Map
 
 
 def _outcomes(
-    client: Any, function: Callable[[Any], Any], jobs: Sequence[Any], limit_s: Callable[[Any], float]
+    client: Any,
+    function: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    limit_s: Callable[[Any], float],
+    patience_s: float,
 ) -> Iterator[tuple[Any, Any]]:
     """Results as they come: as many jobs under way as there are threads, each with its time limit."""
     from distributed import wait
 
     waiting, running = deque(jobs), dict[Any, tuple[Any, float]]()
+    served = time.monotonic()
     try:
         while waiting or running:
-            while waiting and len(running) < max(1, sum(client.nthreads().values())):
+            threads = sum(client.nthreads().values())
+            served = time.monotonic() if threads else served
+            if time.monotonic() - served > patience_s:
+                raise CurateError(
+                    f"the Dask cluster at {client.scheduler.address} has had no worker for {patience_s:g} s; what is "
+                    "done is kept: start workers (dask worker ADDRESS) and the same command again"
+                )
+            while waiting and len(running) < max(1, threads):
                 job = waiting.popleft()
                 future = client.submit(_in_time, function, job, limit_s(job), pure=False, retries=0)
                 running[future] = job, time.monotonic()

@@ -376,7 +376,8 @@ def test_lips(
         (folder / name).symlink_to(source / name)
     monkeypatch.setenv("AVSSL_DATA", str(tmp_path))
     metrics = chapter.run_cell(arm, 0, tiny)
-    assert {"in_word", "on_mouth", "words"} <= set(metrics)
+    assert {"in_word", "on_mouth", "words_read", "digit_read"} <= set(metrics)
+    assert 0 <= metrics["words_read"] <= 1
     assert -1 < metrics["in_word"] < 1 and -0.25 < metrics["on_mouth"] < 0.85
 
 
