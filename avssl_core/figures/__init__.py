@@ -13,6 +13,7 @@ from avssl_core.figures.compressed import (
 )
 from avssl_core.figures.ledgers import claims_plot, recorded_arms, recorded_pairs
 from avssl_core.figures.maps import embedding_scatter, feature_maps
+from avssl_core.figures.pathways import pathways_diagram
 from avssl_core.figures.relations import pull_push, relation_grid, relation_matrices, roles_of, sampling_tree
 from avssl_core.figures.seeds import (
     arms_over_seeds,
@@ -42,6 +43,7 @@ __all__ = [
     "motion_arrows",
     "motion_colours",
     "paper_and_ours",
+    "pathways_diagram",
     "predicted_cells",
     "pull_push",
     "pyramid_labels",

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
@@ -119,13 +120,25 @@ def group_of_pictures(
         colours = motion_colours(motion[:, column], bound=bound)
         _bare(axes[0, column + 1], f"P{position}: vectors").imshow(colours, interpolation="nearest")
     for row, (name, residual) in enumerate(residuals.items(), start=1):
-        _bare(axes[row, 0], "").set_axis_off()
+        _wheel(_bare(axes[row, 0], "")) if row == 1 else _bare(axes[row, 0], "").set_axis_off()
         for column, position in enumerate(positions):
             one = residual[0, column] if "coded" in name else residual[:, column]
             shown = residual_picture(one, gain=gain)
             _bare(axes[row, column + 1], f"P{position}: {name}").imshow(shown, interpolation="antialiased")
     figure.suptitle(title, x=0.02, ha="left")
     return figure
+
+
+def _wheel(ax: Axes) -> None:
+    """The key to the colours of vectors: at every place of a disk the colour of the way from its middle to there."""
+    place = torch.linspace(-1, 1, 101)
+    y, x = torch.meshgrid(place, place, indexing="ij")
+    outside = (x.square() + y.square() > 1).numpy()
+    colours = motion_colours(torch.stack((x, y)), bound=1.0)
+    colours[outside] = 255
+    ax.imshow(colours, extent=(-1, 1, 1, -1), interpolation="antialiased")
+    ax.set(xlim=(-1.8, 1.8), ylim=(1.8, -1.8))
+    ax.set_title("key: moves from the middle to there", loc="left", fontsize="x-small")
 
 
 def pyramid_labels(

@@ -51,7 +51,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,7 @@ from torch.utils.data import DataLoader
 
 from avssl_core import data as avdata
 from avssl_core import encoders, evaluation, figures, losses, media, reporting, training, transforms
+from avssl_core.media.motion_vectors import displaced
 from data_prep.playground import Binding, Travel, build_playground
 
 # %% [markdown]
@@ -277,6 +278,43 @@ _ = figures.group_of_pictures(
     {"pixel residual": pixel.residual[:, shown], "coded residual": clip.residual[:, shown]},
     positions=[positions[k] for k in shown],
 )
+
+# %% [markdown]
+# Nothing is lost in this. Follow every pixel of a P-frame through the vectors of all pictures before it, back to the
+# I-frame (**accumulated** vectors); what the I-frame, moved by them, gets wrong is the **accumulated residual**. One
+# picture and two maps then give the decoded P-frame back, to the last bit. Look how the vectors grow with the distance,
+# and where the residual must work: at the edge of what moved, where the place behind it comes into sight.
+
+
+# %% tags=["define"]
+def rebuilt_group(source: Path, positions: Sequence[int]) -> tuple[dict[str, Tensor], float]:
+    """P-frames of the first group from its I-frame, row by row, and the largest error of a pixel.
+
+    Rows are pictures ``(P, 3, H, W)``, uint8: accumulated vectors, the moved I-frame, the residual, and their sum.
+    """
+    spec = media.GopSpec(gops=1, gop_size=12, stride=1, motion="accumulated", residual="pixel", dense=True)
+    with media.CompressedReader(source) as reader:
+        clip = reader.clip(0, spec)
+    with av.open(str(source)) as container:
+        decoded = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)][:12]
+    motion, residual = (x[:, [k - 1 for k in positions]].unbind(1) for x in (clip.motion, clip.residual))
+    moved = [torch.from_numpy(displaced(clip.iframes[:, 0].numpy(), m.numpy())) for m in motion]
+    rebuilt = [m + r for m, r in zip(moved, residual, strict=True)]
+    errors = [(x.permute(1, 2, 0) - decoded[k]).abs().max() for x, k in zip(rebuilt, positions, strict=True)]
+    bound = max(float(m.square().sum(0).sqrt().max()) for m in motion)
+    colours = [torch.from_numpy(figures.motion_colours(m, bound=bound)).permute(2, 0, 1) for m in motion]
+    rows = {"vectors since the I-frame": colours, "I-frame, moved by them": moved}
+    rows |= {"residual since the I-frame": [(2 * r + 128).clamp(0, 255).byte() for r in residual]}
+    rows |= {"their sum": [x.byte() for x in rebuilt]}
+    return {name: torch.stack(row) for name, row in rows.items()}, float(torch.stack(errors).max())
+
+
+# %%
+rows, error = rebuilt_group(source, (1, 6, 11))
+titles = [f"{name}: P1, P6, P11" for name in rows]
+_ = figures.contact_sheet(list(rows.values()), titles=titles, columns=2, count=3)
+print(f"largest difference between the sum and the decoded picture: {error:g}")
+assert error == 0
 
 # %% [markdown]
 # ### Reading without decoding?
@@ -591,8 +629,14 @@ def stage_sizes(net: encoders.IMRNet, side: int, gops: int) -> pd.DataFrame:
     return pd.DataFrame(columns, index=names)
 
 
+# %%
+sizes = stage_sizes(encoders.IMRNet(18), 224, 5)
+columns = {"M": sizes["M, R"].tolist(), "I": sizes["I"].tolist(), "R": sizes["M, R"].tolist()}
+head = "mean over place and time of each, joined: 512 + 2 · 32 = 576"
+_ = figures.pathways_diagram(columns, list(sizes.index), links=list(sizes.index[:4]), head=head)
+
 # %% tags=["nbval-check-output"]
-stage_sizes(encoders.IMRNet(18), 224, 5)
+print(sizes.to_string(), encoders.IMRNet(18).dim, sep="\n")
 
 # %% [markdown]
 # ### Does it cost what the paper says?
@@ -617,6 +661,70 @@ pd.Series(rows, name="G a frame (paper: R18 0.66, R50 1.04)").round(3).to_frame(
 # bottleneck puts its stride explains a part of that (we put it on the 3×3 convolution, as is usual today; on the first
 # 1×1 one it costs less), the connections, whose tables contradict each other, may explain the rest.
 #
+# And reading and network together, in milliseconds a clip of this chapter's files and sizes, on one thread? Above, all
+# pictures decoded, coloured and scaled, and the wide pathway over the 25 that would be kept; below, what IMRNet takes.
+
+
+# %% tags=["define"]
+def decoded_only(source: Path, count: int, colours: bool) -> None:
+    """Decode the first pictures of a file, with or without their colours, and drop them."""
+    with av.open(str(source)) as container:
+        container.streams.video[0].thread_count = 1
+        for frame in itertools.islice(container.decode(video=0), count):
+            frame.to_ndarray(format="rgb24") if colours else None
+
+
+# %% tags=["define"]
+def network_ms(net: nn.Module, *streams: Tensor) -> float:
+    """Milliseconds of computing of a network for a clip, the best of four."""
+    taken = []
+    with torch.inference_mode():
+        for _ in range(4):
+            began = time.process_time()
+            net.eval()(*streams)
+            taken.append(1e3 * (time.process_time() - began))
+    return min(taken)
+
+
+# %% tags=["define"]
+def cost_stack(source: Path, config: IMRConfig, repeats: int = 5) -> pd.DataFrame:
+    """Milliseconds of each stage from a file to an embedding; stages are differences of ways that do one more each."""
+    ways = {
+        "decode": partial(decoded_only, source, config.gops * config.gop_size, colours=False),
+        "colours": partial(decoded_only, source, config.gops * config.gop_size, colours=True),
+        "scaling": partial(ROUTES["all pictures, PyAV"], source, config),
+        "I-frames": partial(ROUTES["I"], source, config),
+        "vectors": partial(ROUTES["I, M"], source, config),
+        "residuals": partial(ROUTES["I, M, coded residual"], source, config),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for name in [*ways] * (repeats + 1):
+        began = time.process_time()
+        ways[name]()
+        taken[name].append(1e3 * (time.process_time() - began))
+    ms = {name: float(np.median(found[1:])) for name, found in taken.items()}
+    rows = {}
+    for row, stages in {"all pictures": list(ways)[:3], "I, M, coded residual": list(ways)[3:]}.items():
+        steps = zip(stages, np.diff([0.0, *(ms[stage] for stage in stages)]).clip(min=0).tolist(), strict=True)
+        rows[row] = dict(steps)
+    kept = config.gops * len(gop_spec(config).positions)
+    shapes = ((3, config.gops), (2, kept), (3, kept))
+    i, m, r = (torch.zeros(1, *shape, config.crop, config.crop) for shape in shapes)
+    plain = build_trunk(replace(config, connections="none"), config.seed).iframes
+    rows["all pictures"]["network"] = network_ms(plain, r)  # as many pictures as P-frames are kept
+    rows["I, M, coded residual"]["network"] = network_ms(build_trunk(config, config.seed), i, m, r)
+    return pd.DataFrame(rows).T.fillna(0.0)[[*ways, "network"]]
+
+
+# %%
+stack = cost_stack(source, config)
+axis = stack.iloc[::-1].plot.barh(stacked=True, xlabel="ms of computing a clip")
+for number, bars in enumerate(axis.containers):
+    for bar in bars:
+        bar.set(**figures.bar_style(number))
+_ = axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize="small")
+
+# %% [markdown]
 # ### Two tasks, and three to compare with
 #
 # CTP leaves the I-frames alone and treats the P-frames in one of four ways: **aligned** (nothing), **random** (those of
@@ -1054,6 +1162,16 @@ if "bidirectional" in fused:
     axis.figure.suptitle("")
 
 # %% [markdown]
+# And their means. A gate starts near a half; where it stays there, the channel is passed on at half its size whatever
+# the clip, and the convolution before it has learned to live with that.
+
+# %%
+if "bidirectional" in fused:
+    axis = spread.boxplot("mean", by="link", rot=45, color="0.2")
+    axis.set(title="", xlabel="connection", ylabel="mean of gates over clips", ylim=(0, 1))
+    axis.figure.suptitle("")
+
+# %% [markdown]
 # ## Second question: do labels from vectors hit what matters?
 #
 # PMSP rests on a *videographer bias*: people film what moves, so the cell with most motion shows the thing that
@@ -1118,6 +1236,31 @@ def scene_corpus(scene: str, clips: int, seed: int, **recipe: object) -> avdata.
     folder = build_playground(Travel(**(SCENES[scene] | recipe)), clips=clips, seed=seed, progress=False)
     return avdata.Corpus.load(folder)
 
+
+# %% [markdown]
+# First to look at, one clip of three kinds of scenes (boxes as on the file above). A thing of good size before a still
+# camera is what PMSP is made for; look how far even here the finer boxes stray. A tiny fast one leaves the picture
+# before its windows are over, and boxes mark what the encoder's search has left elsewhere. An overlay that flickers, as
+# a channel's logo might: do boxes go there? The table after the pictures counts.
+
+
+# %% tags=["define"]
+def scene_labels(scene: str, config: IMRConfig) -> None:
+    """Draw the pyramid of the first clip of a scene."""
+    corpus = scene_corpus(scene, min(24, config.clips // 8), config.seed)
+    item = avdata.PlacedGopDataset(corpus, replace(gop_spec(config), motion="codec", residual=None), seed=0)[0]
+    square = transforms.fixed_crop(1, tuple(item["iframes"].shape[-2:]), scale=1.0)
+    found = motion_labels(item["every_motion"][None], square, config)
+    labels, valid = ({level: x[0] for level, x in of.items()} for of in (found.labels, found.valid))
+    figures.pyramid_labels(item["iframes"], labels, valid=valid, title=scene)
+
+
+# %%
+scene_labels("still camera", config)
+# %%
+scene_labels("tiny and fast", config)
+# %%
+scene_labels("flickering overlay", config)
 
 # %%
 shown_clips = min(24, config.clips // 8)
@@ -1279,6 +1422,35 @@ pd.DataFrame({name: results[name] for name in models}).T.round(3)
 # PMSP on held-out clips: dashed boxes are where the network expects most motion in each window of 3×3 cells, solid ones
 # are the labels. The network has seen the vectors that labels are made of; it must *find* where they are largest, in
 # maps that were pooled many times. That is easy on the 2×2 grid and far from solved on finer ones.
+
+
+# %% tags=["define"]
+def level_accuracies(model: PretextModel, videos: Videos, config: IMRConfig, run: training.World) -> pd.DataFrame:
+    """How often the head of each level of the pyramid is right on held-out clips, and how often the commonest cell."""
+    said: dict[tuple[int, int], list[Tensor]] = {}
+    with torch.inference_mode():
+        for batch, crop in placed_batches(videos.test, config):
+            labels = motion_labels(batch["every_motion"], crop, config)
+            scores = model(tuple(x.to(run.device) for x in prepare(batch, crop, config)))["pmsp"]
+            for level, label in labels.labels.items():
+                pairs = torch.stack([scores[level].argmax(-1).cpu(), label], dim=-1)
+                said.setdefault(level, []).append(pairs[labels.valid[level]])
+    rows = {}
+    for (s, t), parts in sorted(said.items()):
+        guess, label = torch.cat(parts).unbind(1)
+        commonest = label.bincount().max() / len(label)
+        rows[f"{s}×{s}, {t} window{'s' * (t > 1)}"] = (float((guess == label).float().mean()), float(commonest))
+    return pd.DataFrame(rows, index=["accuracy", "commonest cell"]).T
+
+
+# %%
+for name, model in models.items():
+    if "pmsp" in model.heads:
+        display(level_accuracies(model, videos, config, run).round(2).rename_axis(name))
+
+# %% [markdown]
+# Level by level: finer grids are harder, and so are windows of one group, whose motion is that of less than half a
+# second. The commonest cell is what a head could reach without looking.
 
 
 # %% tags=["define"]

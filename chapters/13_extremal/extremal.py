@@ -615,15 +615,21 @@ def by_definition(model: nn.Module, image: Tensor, target: int, area: float, sta
 
 # %% tags=["define"]
 class PixelMasks(nn.Module):
-    """No smooth family: every pixel's parameter is its mask (a stand-in for :class:`SmoothMaskGenerator`)."""
+    """No smooth family: every pixel's parameter is its mask (a stand-in for :class:`SmoothMaskGenerator`).
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    ``gain`` multiplies their gradient. One parameter of a smooth mask moves a whole bell of pixels; at the same rate,
+    pixels that move by themselves are still grey at the end, at several times the area asked for.
+    """
+
+    def __init__(self, shape: Sequence[int], gain: float = 1.0) -> None:
         super().__init__()
         self.shape = self.parameter_shape = self.canvas_shape = tuple(shape)
+        self.gain = gain
 
     def forward(self, parameters: Tensor) -> attribution.SmoothMasks:
         """``(N, 1, *shape)`` as they are, with no margin."""
-        return attribution.SmoothMasks(parameters, parameters)
+        masks = self.gain * parameters - (self.gain - 1) * parameters.detach()
+        return attribution.SmoothMasks(masks, masks)
 
 
 # %% [markdown]
@@ -699,10 +705,13 @@ print(f"smooth maximum: all ones give {float(ones.min()):.3f} to {float(ones.max
 
 
 # %% tags=["define"]
+PIXEL_GAIN = 16.0  # pixels to a parameter of a smooth mask with a step of 4: free pixels then keep the area, too
+
+
 def generator_for(size: Sequence[int], config: ExtremalChapterConfig) -> nn.Module:
     """Of smooth masks, or of free ones where a step is 0."""
     if config.mask_step == 0:
-        return PixelMasks(size)
+        return PixelMasks(size, gain=PIXEL_GAIN)
     return attribution.SmoothMaskGenerator(
         size, step=config.mask_step, sigma=config.mask_sigma, sharpness=config.sharpness, kernel=config.kernel
     )

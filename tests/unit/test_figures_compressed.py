@@ -103,3 +103,34 @@ def test_shares_say_their_numbers() -> None:
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="vector field"):
         figures.motion_colours(torch.zeros(shape))
+
+
+# --- pathways ---------------------------------------------------------------------------------------------------------
+
+
+def test_pathways_link_neighbours_where_they_talk() -> None:
+    figure = figures.pathways_diagram(
+        {"M": ["8", "4"], "I": ["64", "128"], "R": ["8", "4"]}, ["conv1", "res2"], links=["conv1"], head="mean"
+    )
+    ax = figure.axes[0]
+    said = [text.get_text() for text in ax.texts if text.get_text()]
+    assert [said.count(text) for text in ("M", "I", "R", "conv1", "64", "mean")] == [1] * 6
+    arrows = [text for text in ax.texts if not text.get_text()]
+    assert len(arrows) == 3 * 2 + 2  # down from each box, and two links behind conv1 alone
+
+
+def test_pathways_refuse_texts_and_links_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="expected 2 texts a pathway"):
+        figures.pathways_diagram({"I": ["64"]}, ["conv1", "res2"])
+    with pytest.raises(ValueError, match="got \\['pool'\\]"):
+        figures.pathways_diagram({"I": ["64"]}, ["conv1"], links=["pool"])
+
+
+def test_the_key_of_vectors_has_the_colours_of_vectors() -> None:
+    motion = torch.zeros(2, 1, 4, 4)
+    motion[0] = 3.0  # everything to the right
+    residual = torch.zeros(3, 1, 4, 4)
+    figure = figures.group_of_pictures(torch.zeros(3, 4, 4, dtype=torch.uint8), motion, {"r": residual}, positions=[1])
+    field, key = (ax.images[0].get_array() for ax in (figure.axes[1], figure.axes[2]))
+    assert key.shape == (101, 101, 3) and (key[0, 0] == 255).all()
+    np.testing.assert_array_equal(key[50, -1], field[0, 0])  # the rightmost place of the disk
