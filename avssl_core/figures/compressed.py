@@ -138,7 +138,7 @@ def _wheel(ax: Axes) -> None:
     colours[outside] = 255
     ax.imshow(colours, extent=(-1, 1, 1, -1), interpolation="antialiased")
     ax.set(xlim=(-1.8, 1.8), ylim=(1.8, -1.8))
-    ax.set_title("key: moves from the middle to there", loc="left", fontsize="x-small")
+    ax.set_title("key to directions", loc="left", fontsize="x-small")
 
 
 def pyramid_labels(

@@ -77,14 +77,16 @@ def test_shards_are_written_in_the_order_of_their_items(mapper: Mapper, tmp_path
 def test_a_cluster_that_has_lost_its_workers_ends_the_run(workers: int) -> None:
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster:
-        with dask_mapper(cluster.scheduler_address, patience_s=1.0) as mapper:
-            outcomes = mapper(hang, [0.1, 60.0] if workers else [60.0], lambda _: 90.0)
-            if workers:
-                assert next(outcomes) == (0.1, "slept 0.1")
-                cluster.scale(0)
-            with pytest.raises(CurateError, match="no worker for 1 s; what is done is kept"):
-                list(outcomes)
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        dask_mapper(cluster.scheduler_address, patience_s=1.0) as mapper,
+    ):
+        outcomes = mapper(hang, [0.1, 60.0] if workers else [60.0], lambda _: 90.0)
+        if workers:
+            assert next(outcomes) == (0.1, "slept 0.1")
+            cluster.scale(0)
+        with pytest.raises(CurateError, match="no worker for 1 s; what is done is kept"):
+            list(outcomes)
 
 
 @pytest.mark.slow

@@ -65,7 +65,8 @@ def test_a_group_has_a_panel_for_every_stream_and_position() -> None:
         PICTURE, torch.randn(2, 2, 6, 8), {"pixel": residual, "coded": residual}, positions=(2, 6)
     )
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert titles == ["I", "P2: vectors", "P6: vectors", "", "P2: pixel", "P6: pixel", "", "P2: coded", "P6: coded"]
+    key = "key to directions"
+    assert titles == ["I", "P2: vectors", "P6: vectors", key, "P2: pixel", "P6: pixel", "", "P2: coded", "P6: coded"]
     with pytest.raises(ValueError, match="3 positions"):
         figures.group_of_pictures(PICTURE, torch.randn(2, 2, 6, 8), {}, positions=(1, 2, 3))
 
