@@ -1,8 +1,19 @@
-"""``python -m avssl``: the command line, for places where no console script is on the path (torchrun, SLURM)."""
+"""The command line: what ``avssl`` on the path and ``python -m avssl`` (torchrun, SLURM) start."""
 
 from __future__ import annotations
 
-from avssl.cli import main
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say which of its packages is missing, where even ``avssl doctor`` could not start."""
+    try:
+        from avssl.cli import main as command_line
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        sys.exit(f"avssl cannot start: the package {missing!r} is not installed. Run: pip install -e . in the checkout")
+    command_line()
+
 
 if __name__ == "__main__":
     main()

@@ -69,9 +69,9 @@ def conditions(found: Mapping[str, Any], stated: str = "") -> str:
         stated: threads, where only the benchmark's description tells.
     """
     known = {**found.get("settings", {}), **found}
-    machine = known.get("machine") or known.get("processor")
+    machine = _described(known.get("machine") or known.get("processor"))
     device = "a CPU" if known.get("device") == "cpu" and not machine else known.get("device")
-    places = [str(place) for place in (device, machine and f"{machine} processor") if place]
+    places = [str(place) for place in (device, machine) if place]
     counts = [_counted(known[name], name) for name in ("threads", "workers") if known.get(name) not in (None, "0")]
     versions = known.get("versions") or ({"torch": known["torch"]} if "torch" in known else {})
     parts = {
@@ -83,6 +83,15 @@ def conditions(found: Mapping[str, Any], stated: str = "") -> str:
     told += [f"load average before it {known['load_average_before']}"] if "load_average_before" in known else []
     silent = " and ".join(name for name, part in parts.items() if not part)
     return "; ".join(told) + (f" ({silent} not recorded)" if silent else "")
+
+
+def _described(machine: Any) -> str:
+    """A processor in words: files have its name alone, or a mapping that also says what it can and how many cores."""
+    if not machine or not isinstance(machine, Mapping):
+        return f"{machine} processor" if machine else ""
+    cores = _counted(machine["cores"], "cores") if "cores" in machine else ""
+    more = ", ".join(str(part) for part in (machine.get("cpu_capability"), cores) if part)
+    return f"{machine.get('processor', 'unnamed')} processor" + (f" ({more})" if more else "")
 
 
 def _counted(value: Any, name: str) -> str:

@@ -237,3 +237,11 @@ def test_it_says_where_corpora_are_looked_for(monkeypatch: pytest.MonkeyPatch, t
         (folder / "grid_lips" / "words.csv").touch()
         finding = only(doctor.check_data(root))
         assert finding.level == "ok" and f"grid_lips in {folder} (" in finding.found
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_a_missing_package_of_the_command_line_is_named(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from avssl.__main__ import main; main()"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    assert f"the package {package!r} is not installed. Run: pip install" in found.stderr

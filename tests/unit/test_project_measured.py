@@ -112,6 +112,11 @@ def test_a_missing_an_unknown_and_a_broken_file_stop_the_build(results: Path) ->
         ({"processor": "x86_64", "torch": "2"}, "one thread", "x86_64 processor; one thread; torch 2"),
         ({"settings": {"workers": [1, 2]}, "machine": "m"}, "", "m processor; 1 and 2 workers (versions not recorded)"),
         (
+            {"machine": {"processor": "x86_64", "cpu_capability": "AVX512", "cores": 2}, "threads": 2, "torch": "2"},
+            "",
+            "x86_64 processor (AVX512, 2 cores); 2 threads; torch 2",
+        ),
+        (
             {"load_average_before": 1.9},
             "",
             "load average before it 1.9 (machine and threads and versions not recorded)",
