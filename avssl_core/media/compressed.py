@@ -152,13 +152,13 @@ class CompressedReader:
         spec = spec or GopSpec()
         self._require(first, spec)
         groups = [self._gop(first + number) for number in range(spec.gops)]
-        packets = self._group_packets(groups, spec.last)
+        packets, times = self._group_packets(groups, spec.last)
         read = self._pixel if spec.residual == "pixel" else self._alone
         if spec.residual is None and self.structure.coded_obstacle is not None:
             read = self._vectors_of_all
         parts = [read(group, spec) for group in packets]
         frames = [self._decoders.intra(group[0]) for group in packets]
-        return self._assembled(groups, frames, parts, spec)
+        return self._assembled(groups, times, frames, parts, spec)
 
     # -- packets -------------------------------------------------------------------------------------------------------
 
@@ -195,9 +195,10 @@ class CompressedReader:
                 return
         raise DecodeError(self._name, f"lacks intra pictures at ticks {sorted(left)}; the file was changed or cut off")
 
-    def _group_packets(self, groups: list[Gop], last: int) -> list[list[Any]]:
-        """Packets 0 … ``last`` of consecutive groups; ``None`` for a picture that was not coded."""
+    def _group_packets(self, groups: list[Gop], last: int) -> tuple[list[list[Any]], list[list[float]]]:
+        """Packets 0 … ``last`` of consecutive groups, ``None`` for pictures that were not coded; and times of all."""
         out: list[list[Any]] = []
+        times: list[list[float]] = []
         if self._kept is None:
             self._track.seek(groups[0].stamp * self._track.tick_s)
         stream = self._packets_from_here()
@@ -207,7 +208,14 @@ class CompressedReader:
             if any(packet is None for packet in found):
                 raise DecodeError(self._name, f"ends inside the group at {gop.start_s:.3f} s: copy it again")
             out.append([None if kind == "N" else p for kind, p in zip(gop.kinds, found, strict=False)])
-        return out
+            times.append([self._time_s(gop, position, p) for position, p in enumerate(found)])
+        return out, times
+
+    def _time_s(self, gop: Gop, position: int, packet: Any) -> float:
+        """Time of a group's picture after the file's first one; where it has no stamp, that of a steady rate."""
+        ticks = stamp(packet)
+        past_s = position / self.structure.fps if ticks is None else (ticks - gop.stamp) * self._track.tick_s
+        return gop.start_s + float(past_s)
 
     def _require(self, first: int, spec: GopSpec) -> None:
         """Raise unless the clip at ``first`` can be read as asked."""
@@ -282,7 +290,12 @@ class CompressedReader:
     # -- putting together ----------------------------------------------------------------------------------------------
 
     def _assembled(
-        self, groups: list[Gop], frames: list[av.VideoFrame], parts: list[_Part], spec: GopSpec
+        self,
+        groups: list[Gop],
+        times: list[list[float]],
+        frames: list[av.VideoFrame],
+        parts: list[_Part],
+        spec: GopSpec,
     ) -> CompressedClip:
         height, width = self.structure.height, self.structure.width
         kept = [part.blocks[position] for part in parts for position in spec.positions]
@@ -300,6 +313,7 @@ class CompressedReader:
             gop=torch.arange(spec.gops).repeat_interleave(len(spec.positions)),
             position=torch.tensor(spec.positions).repeat(spec.gops),
             iframe_s=torch.tensor([gop.start_s for gop in groups], dtype=torch.float64),
+            pframe_s=torch.tensor([group[n] for group in times for n in spec.positions], dtype=torch.float64),
             start_s=groups[0].start_s,
             waveform=self._sound(groups[0].start_s, spec),
             structure=self.structure,

@@ -74,6 +74,7 @@ class CompressedClip:
         gop: group of each kept P picture, counted from the clip's first, int64 ``(P,)``.
         position: its position in the group, int64 ``(P,)``.
         iframe_s: time of each intra picture in seconds after the file's first picture, float64 ``(T,)``.
+        pframe_s: the same of each kept P picture, ``(P,)``, as the file has it: the rate may vary.
         start_s: time of the clip's first picture.
         waveform: the sound of the same seconds, float32 ``(L,)``.
         structure: of the stream.
@@ -87,6 +88,7 @@ class CompressedClip:
     gop: Tensor
     position: Tensor
     iframe_s: Tensor
+    pframe_s: Tensor
     start_s: float
     waveform: Tensor | None
     structure: Structure

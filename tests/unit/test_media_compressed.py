@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def encode(
     options: dict[str, str] | None = None,
     container: str | None = None,
     rate: Fraction = Fraction(25),
+    stamps: Sequence[int] | None = None,
 ) -> Path:
     """Encode with PyAV directly, every knob of a group's structure in reach."""
     with av.open(str(path), "w", **({"format": container} if container else {})) as out:
@@ -67,7 +69,7 @@ def encode(
         stream.codec_context.options = {"sc_threshold": "1000000000", "qmin": "3", "qmax": "3"} | (options or {})
         for number, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts, frame.time_base = number, 1 / rate
+            frame.pts, frame.time_base = number if stamps is None else stamps[number], 1 / rate
             if number in intra_at:
                 frame.pict_type = PictureType.I
             out.mux(stream.encode(frame))
@@ -145,6 +147,20 @@ def test_groups_of_varying_length_and_scene_cuts(tmp_path: Path) -> None:
         assert clip.start_s == pytest.approx(17 / 25) and clip.iframe_s.tolist() == pytest.approx([17 / 25, 1.0])
         with pytest.raises(StructureError, match=r"groups of \[9, 8\] pictures at 1, expected 8"):
             reader.clip(1, spec)
+
+
+@pytest.mark.parametrize("residual", ["coded", "pixel", None])
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv"])
+def test_every_picture_has_the_time_that_the_file_gives_it(tmp_path: Path, suffix: str, residual: Any) -> None:
+    skipping = np.cumsum([0, *[3 if number % 5 == 0 else 1 for number in range(1, 24)]]).tolist()  # the rate varies
+    stamps = None if suffix == ".avi" else skipping  # an AVI file has no times
+    path = encode(tmp_path / f"a{suffix}", drifting(24), stamps=stamps)
+    with CompressedReader(path) as reader:
+        clip = reader.clip(0, GopSpec(2, 12, 4, residual=residual))
+    kept = [4, 8, 16, 20]
+    expected = [(stamps or range(24))[number] / 25 for number in kept]
+    assert clip.pframe_s.tolist() == pytest.approx(expected, abs=1e-3)
+    assert clip.iframe_s.tolist() == pytest.approx([0.0, (stamps or range(24))[12] / 25], abs=1e-3)
 
 
 def test_a_file_that_begins_inside_a_group(tmp_path: Path) -> None:
