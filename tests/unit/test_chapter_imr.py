@@ -86,7 +86,9 @@ def test_the_papers_downstream_protocol_on_folders_of_an_official_split(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # a copy is trained
 
 
-def test_the_downstream_folder_may_hold_videos_of_many_shapes(imr: ModuleType, tiny: object, tmp_path: Path) -> None:
+def test_the_downstream_folder_may_hold_videos_of_many_shapes(
+    imr: ModuleType, tiny: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As HMDB-51 does: short sides of one length, long ones of any."""
     for number, width in enumerate((64, 80, 96, 64, 112, 80, 64, 96)):
         folder = tmp_path / ("train" if number < 4 else "test") / ("rising", "falling")[number % 2]
@@ -95,8 +97,12 @@ def test_the_downstream_folder_may_hold_videos_of_many_shapes(imr: ModuleType, t
         imr.media.write_clip(folder / f"{number}.mp4", frames, fps=30)
     config = replace(tiny, downstream=str(tmp_path), data=str(tmp_path))
     model = imr.PretextModel(imr.build_trunk(config, 0), (), config.gops)
-    assert imr.downstream_accuracy(model, config, 0, CPU, run_dir=tmp_path / "run") in {n / 4 for n in range(5)}
-    assert list((tmp_path / "run").iterdir())  # fine-tuning can go on where it was cut off
+    drawn, steps = imr.draw_crop, []
+    monkeypatch.setattr(imr, "draw_crop", lambda *a, **k: steps.append(1) or drawn(*a, **k))
+    found = imr.downstream_accuracy(model, config, 0, CPU, run_dir=tmp_path / "run")
+    assert found in {n / 4 for n in range(5)} and len(steps) == config.label_steps
+    assert imr.downstream_accuracy(model, config, 0, CPU, run_dir=tmp_path / "run") == found
+    assert len(steps) == config.label_steps  # the second time it goes on where the first one ended: no step is left
 
 
 def test_a_loss_settles_when_nine_tenths_of_its_fall_are_done(imr: ModuleType) -> None:
