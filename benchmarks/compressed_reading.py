@@ -5,9 +5,10 @@
 A clip is five groups of twelve pictures from somewhere in a ten-second file; the result is normalised tensors, cropped
 and resized to the network's size. Routes: all pictures decoded to RGB (PyAV, torchcodec, the book's own reader); intra
 pictures only; those and the vectors of 25 predicted pictures; those and pixel residuals; those and coded residuals; and
-CoViAR's way, every asked picture decoded from the beginning of its group. Files at 340x256 and 112x112, at a high and a
-low bit rate; one thread; routes take turns within a round, and ratios are medians over rounds of (fastest full decode /
-this route).
+CoViAR's way, every asked picture decoded from the beginning of its group, the file opened for each of them or kept
+open. Files at 340x256 and 112x112, at a high and a low bit rate; one thread, but for one row of two; routes take turns
+within a round, and ratios are medians over rounds of (fastest full decode on one thread / this route). Two routes are
+also taken apart: what decoding, colours, vectors, residuals, and crop and scale cost of each.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import cache
+from contextlib import ExitStack, nullcontext
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -30,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avssl_core.media import CompressedReader, GopSpec, MediaReader, Structure, write_clip
+from avssl_core.media import CompressedClip, CompressedReader, GopSpec, MediaReader, Structure, write_clip
 from avssl_core.media.convert import unscaled_rgb
 from avssl_core.media.motion_vectors import accumulate, block_motion, blocks_of, dense_motion, displaced
 from avssl_core.transforms import CropDraw, fixed_crop, normalise_motion, normalise_pictures, normalise_residual
@@ -59,11 +62,11 @@ def finish(size: int, pictures: Tensor, motion: Tensor | None = None, residual: 
     return ready(size, fixed_crop(1, (height, width)), pictures, motion, residual), read
 
 
-def pyav(path: Path, gop: int, size: int) -> Outcome:
+def pyav(path: Path, gop: int, size: int, threads: int = 1) -> Outcome:
     """The usual loader: seek, decode, convert every picture."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        stream.thread_count = 1
+        stream.thread_count, stream.thread_type = threads, "FRAME" if threads > 1 else "NONE"
         container.seek(round(gop * GOP_SIZE / FPS / stream.time_base), stream=stream)
         decoded = (frame for _, frame in zip(range(PICTURES), container.decode(stream), strict=False))
         frames = [frame.to_ndarray(format="rgb24") for frame in decoded]
@@ -116,24 +119,26 @@ def with_coded_residuals(path: Path, gop: int, size: int) -> Outcome:
     return finish(size, clip.iframes, clip.motion, clip.residual)
 
 
-def coviar(path: Path, gop: int, size: int) -> Outcome:
+def coviar(path: Path, gop: int, size: int, reopen: bool = True) -> Outcome:
     """One call a picture, each decoding its group from the beginning; accumulated vectors, as CoViAR's default."""
     pictures, motions, residuals = [], [], []
-    for number in range(gop, gop + GOPS):
-        pictures.append(_one_call(path, number, 0)[0])
-        for position in BLOCKS.positions:
-            _, motion, residual = _one_call(path, number, position)
-            motions.append(motion)
-            residuals.append(residual)
+    with ExitStack() as held:
+        kept = None if reopen else held.enter_context(av.open(str(path)))
+        for number in range(gop, gop + GOPS):
+            pictures.append(_one_call(path, number, 0, kept)[0])
+            for position in BLOCKS.positions:
+                _, motion, residual = _one_call(path, number, position, kept)
+                motions.append(motion)
+                residuals.append(residual)
     stacked = (torch.from_numpy(np.stack(x, 1)) for x in (pictures, motions, residuals))
     return finish(size, *stacked)
 
 
-def _one_call(path: Path, gop: int, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    with av.open(str(path)) as container:
+def _one_call(path: Path, gop: int, position: int, kept: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    with nullcontext(kept) if kept is not None else av.open(str(path)) as container:
         stream = container.streams.video[0]
-        stream.thread_count = 1
-        stream.codec_context.options = {"flags2": "+export_mvs"}
+        if not stream.codec_context.is_open:
+            stream.thread_count, stream.codec_context.options = 1, {"flags2": "+export_mvs"}
         container.seek(round(gop * GOP_SIZE / FPS / stream.time_base), stream=stream)
         frames = [frame for _, frame in zip(range(position + 1), container.decode(stream), strict=False)]
     first, last = unscaled_rgb([frames[0], frames[-1]])
@@ -155,7 +160,51 @@ def routes() -> dict[str, Route]:
         "I + M + pixel residual": with_pixel_residuals,
         "I + M + coded residual": with_coded_residuals,
         "CoViAR's way": coviar,
+        "CoViAR's way, file kept open": partial(coviar, reopen=False),
+        "two threads: all pictures, PyAV": partial(pyav, threads=2),
     }
+
+
+def stages(path: Path, gop: int, size: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each stage of plain decoding and of the book's way; the latter's are differences of two reads."""
+    at = [time.perf_counter()]
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        container.seek(round(gop * GOP_SIZE / FPS / stream.time_base), stream=stream)
+        decoded = [frame for _, frame in zip(range(PICTURES), container.decode(stream), strict=False)]
+        at.append(time.perf_counter())
+        frames = [frame.to_ndarray(format="rgb24") for frame in decoded]
+    at.append(time.perf_counter())
+    finish(size, torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2))
+    at.append(time.perf_counter())
+    plain = dict(zip(("decoding", "colours", "crop and scale"), 1e3 * np.diff(at), strict=True))
+    specs = (BLOCKS, GopSpec(GOPS, GOP_SIZE, 2, residual="coded", dense=False))
+    reads = [
+        lambda reader: reader.iframes(list(range(gop, gop + GOPS))),
+        *(partial(_clip, gop, spec) for spec in specs),
+    ]
+    taken = []
+    for read in reads:
+        began = time.perf_counter()
+        with CompressedReader(path, structure=structure_of(path)) as reader:
+            found = read(reader)
+        taken.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    finish(size, found.iframes, found.motion, found.residual)
+    own = [*np.diff([0.0, *taken]), time.perf_counter() - began]
+    names = ("intra pictures", "vectors", "coded residuals", "crop and scale")
+    return {"all pictures, PyAV": plain, "I + M + coded residual": dict(zip(names, 1e3 * np.array(own), strict=True))}
+
+
+def _clip(gop: int, spec: GopSpec, reader: CompressedReader) -> CompressedClip:
+    return reader.clip(gop, spec)
+
+
+def median_stages(paths: list[Path], size: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Medians over rounds, the first of which is not counted."""
+    each = [stages(paths[turn % len(paths)], 3 + turn % 5, size) for turn in range(rounds + 1)][1:]
+    return {way: {k: statistics.median(e[way][k] for e in each) for k in each[0][way]} for way in each[0]}
 
 
 def that_load(path: Path) -> dict[str, Route]:
@@ -248,10 +297,10 @@ def _resident(field: str) -> float:
 
 def show(kind: str, figures: dict[str, dict[str, float]], rate: float) -> None:
     print(f"\n{kind} ({rate:.2f} Mbit/s)")
-    print(f"  {'':26s} {'ms a clip':>10s} {'full / this':>12s} {'MB read':>8s} {'MB to net':>10s} {'MB peak':>8s}")
+    print(f"  {'':31s} {'ms a clip':>10s} {'full / this':>12s} {'MB read':>8s} {'MB to net':>10s} {'MB peak':>8s}")
     for name, f in figures.items():
         print(
-            f"  {name:26s} {f['ms_per_clip']:10.1f} {f['full_over_this']:12.2f} {f['MB_read']:8.1f} "
+            f"  {name:31s} {f['ms_per_clip']:10.1f} {f['full_over_this']:12.2f} {f['MB_read']:8.1f} "
             f"{f['MB_to_network']:10.1f} {f['MB_peak']:8.0f}"
         )
 
@@ -277,8 +326,11 @@ def main() -> None:
         for kind, paths in files.items():
             rate = 8e-6 * statistics.mean(path.stat().st_size for path in paths) / SECONDS
             figures = compare(found, paths, 224 if "340" in kind else 112, args.rounds)
+            parts = median_stages(paths, 224 if "340" in kind else 112, args.rounds)
             show(kind, figures, rate)
-            results[kind] = {"Mbit_per_s": rate, "routes": figures}
+            for way, of in parts.items():
+                print(f"  {way}: " + ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in of.items()))
+            results[kind] = {"Mbit_per_s": rate, "routes": figures, "stages_ms": parts}
     settings = {k: v for k, v in vars(args).items() if k != "json"}
     versions = {name: installed(name) for name in ("torch", "av", "torchcodec")}
     report = {"settings": settings, "versions": versions, "machine": platform.machine(), "results": results}
