@@ -747,6 +747,15 @@ for number, bars in enumerate(axis.containers):
 _ = axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize="small")
 
 # %% [markdown]
+# Mind the network: at the width of this chapter three pathways are not lighter than one. The narrow ones see 25 maps
+# each, whatever the width of the wide one is, and a small wide one over 25 pictures is cheap. At full size it is not:
+
+# %% tags=["nbval-check-output"]
+plain = encoders.IMRNet(18, connections="none").iframes
+pictures = encoders.count_macs(plain, torch.empty(1, 3, 25, 224, 224, device="meta")) / 25e9
+print(f"wide pathway over 25 pictures {pictures:.2f} G a frame, IMRNet {macs_of(18):.2f} G")
+
+# %% [markdown]
 # ### Two tasks, and three to compare with
 #
 # CTP leaves the I-frames alone and treats the P-frames in one of four ways: **aligned** (nothing), **random** (those of
@@ -1471,8 +1480,9 @@ for name, model in models.items():
         display(level_accuracies(model, videos, config, run).round(2).rename_axis(name))
 
 # %% [markdown]
-# Level by level: finer grids are harder, and so are windows of one group, whose motion is that of less than half a
-# second. The commonest cell is what a head could reach without looking.
+# Level by level, each beside what a head could reach without looking, the commonest cell. Look along both ways of the
+# pyramid: finer grids are harder, and the single window over the whole clip is not the easiest of a grid, since the
+# thing that moves has crossed many of its cells by then.
 
 
 # %% tags=["define"]
