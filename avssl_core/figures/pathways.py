@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from avssl_core.figures.style import WIDTH
 
 _BOX = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "0.2", "linewidth": 0.9}
-_APART = 0.17  # from the middle of a box to where its horizontal arrows begin, in shares of the figure
+_APART = 0.106  # from the middle of a box to where its horizontal arrows begin, in shares of the figure
 
 
 def pathways_diagram(
@@ -20,16 +20,14 @@ def pathways_diagram(
     stages: Sequence[str],
     *,
     links: Collection[str] = (),
-    both_ways: bool = True,
     head: str = "",
 ) -> Figure:
-    """Stages from top to bottom, a column a pathway, arrows between neighbouring columns where they are linked.
+    """Stages from top to bottom, a column a pathway, arrows both ways between neighbouring columns where they are linked.
 
     Args:
         pathways: name → what leaves each stage, one text a stage; neighbours in this order are linked.
         stages: name of each row.
         links: stages behind which neighbours are linked.
-        both_ways: arrows in both directions; otherwise from the outer pathways to the middle one.
         head: what follows the last stage, in one box over all columns.
 
     Raises:
@@ -48,9 +46,7 @@ def pathways_diagram(
     for row, stage in enumerate(stages):
         ax.text(0.0, -row, stage, ha="left", va="center", fontsize="small", color="0.35")
         for left, right in pairwise(places) if stage in links else ():
-            inward = left < places[len(places) // 2]
-            style = "<->" if both_ways else ("->" if inward else "<-")
-            _arrow(ax, (left + _APART / 1.6, -row), (right - _APART / 1.6, -row), style=style)
+            _arrow(ax, (left + _APART, -row), (right - _APART, -row), style="<->")
     if head:
         ax.text(places[len(places) // 2], -len(stages), head, ha="center", va="center", fontsize="small", bbox=_BOX)
     ax.set(xlim=(0, 1), ylim=(-len(stages) - bool(head) + 0.4, 0.7))
