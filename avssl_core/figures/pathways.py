@@ -22,7 +22,7 @@ def pathways_diagram(
     links: Collection[str] = (),
     head: str = "",
 ) -> Figure:
-    """Stages from top to bottom, a column a pathway, arrows both ways between neighbouring columns where they are linked.
+    """Stages from top to bottom, a column a pathway, arrows both ways between linked neighbours.
 
     Args:
         pathways: name → what leaves each stage, one text a stage; neighbours in this order are linked.
