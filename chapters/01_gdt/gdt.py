@@ -1449,6 +1449,16 @@ def embed_independent(
 
 
 # %% [markdown]
+# What the ledger has of both kinds of batch, over seeds: the share of anchors that have a positive at all, which is 1
+# in the tree's by construction, and the logarithm of the gradient's relative variance.
+
+# %%
+for ledger in ledgers:
+    found = reporting.arms_table(ledger, ["anchors_with_positive", "log_variance"]).round(2)
+    if len(found):
+        display(found.drop(columns="corpus").set_index(["metric", "arm"]))
+
+# %% [markdown]
 # ## The released loss is not the printed one
 #
 # The code that produced the paper's numbers never evaluates eq. (1). It sums symmetric InfoNCE terms over *pairs of
@@ -1489,28 +1499,34 @@ display(Markdown(reporting.shortfalls(ledgers) or NOTHING))
 # Before believing a missing difference between two arms, look how far each of them got. Below, for every row of the
 # table: the loss where training ended, beside its floor and what a constant embedding would pay (the logarithm of the
 # number of keys); and how often a held-out video's sight finds its own sound first, or among the first five, of all
-# held-out ones (no use for a row without sound). The last line, a network that was never trained, is at chance. Means
-# over seeds.
+# held-out ones (no use for a row without sound). *(i), palindromes* is row (i) in the world of the control, where
+# motion runs back and forth and tones are steady: what a clip and its reversal show is the same, so that its floor is
+# $\log(1+1)$ instead of 0. The last line, a network that was never trained, is at chance. Means over seeds.
 
 
 # %% tags=["define"]
+def bounds_of(name: str, samples: int, *, palindromes: bool = False) -> dict[str, float]:
+    """What a constant embedding pays under a hypothesis, and the floor of its loss."""
+    row = losses.HYPOTHESES[name]
+    codes, (c, w) = (make(samples // math.prod(row.branches)) for make in (row.codes, row.matrices))
+    same = (codes[:, None, :3] == codes[None, :, :3]).all(-1) if palindromes else None  # of a video, shift, modality
+    floor = losses.loss_floor(c, w, same_sample=same)[0]
+    return {"constant embedding": float(w.sum(1).float().log().mean()), "floor": float(floor)}
+
+
 def how_far(ledger: reporting.Ledger) -> pd.DataFrame:
     """Final loss, its bounds and retrieval of each recorded hypothesis on the playground, means over seeds."""
-    rows = {}
-    for name, row in losses.HYPOTHESES.items():
-        ends = list(ledger.values(name, "final_loss").values())
-        if ends:
-            c, w = row.matrices(ledger.config["samples_per_step"] // math.prod(row.branches))
-            rows[f"({name})"] = {
-                "constant embedding": float(w.sum(1).float().log().mean()),
-                "final loss": np.mean(ends),
-                "floor": float(losses.loss_floor(c, w)[0]),
-            }
-    for name in (*rows, "random") if rows else ():
-        for k in (1, 5):
-            found = list(ledger.values(name.strip("()"), f"sound_from_sight_r{k}").values())
-            rows.setdefault(name, {})[f"R@{k}, sound from sight"] = np.mean(found) if found else math.nan
-    return pd.DataFrame(rows).T
+    rows: dict[str, dict[str, float]] = {}
+    arms = {f"({name})": name for name in losses.HYPOTHESES} | {"(i), palindromes": "i-symmetric", "random": "random"}
+    for label, arm in arms.items():
+        wanted = {f"R@{k}, sound from sight": f"sound_from_sight_r{k}" for k in (1, 5)} | {"final loss": "final_loss"}
+        found = {name: list(ledger.values(arm, metric).values()) for name, metric in wanted.items()}
+        rows[label] = {name: float(np.mean(values)) for name, values in found.items() if values}
+        if found["final loss"]:
+            palindromes = arm.endswith("-symmetric")
+            rows[label] |= bounds_of(arm[0], ledger.config["samples_per_step"], palindromes=palindromes)
+    columns = ["constant embedding", "final loss", "floor", "R@1, sound from sight", "R@5, sound from sight"]
+    return pd.DataFrame({label: row for label, row in rows.items() if row}).T.reindex(columns=columns)
 
 
 # %%
