@@ -1,6 +1,7 @@
 """Claims, verdicts, the ledger and cost lines: what reproduced, what did not, and what cannot be told."""
 
 from avssl_core.reporting.afterwards import contrasts_table
+from avssl_core.reporting.checking import check_fields
 from avssl_core.reporting.claims import Claim, ClaimsError, ClaimSheet, Control, Side, load_claim_sheet, load_claims
 from avssl_core.reporting.codehash import CodeHash, code_hash
 from avssl_core.reporting.cost import Cost, MeasuredTraining, Projection, duration, project, projection_lines
@@ -57,6 +58,7 @@ __all__ = [
     "build_config",
     "cells_frame",
     "chapter_dir",
+    "check_fields",
     "claims_for_terminal",
     "claims_table",
     "code_hash",

@@ -61,7 +61,6 @@ from torch.utils.data import Dataset, Subset
 
 from avssl_core import data as avdata
 from avssl_core import encoders, evaluation, figures, losses, media, reporting, training, transforms
-from avssl_core.reporting.names import unknown_name
 from data_prep.playground import Actions, build_playground
 
 # %% [markdown]
@@ -168,15 +167,9 @@ TRAINED_ROWS = tuple("aefghijklm")  # what `arms` may name: the rows of the pape
 
 def check_values(config: GDTConfig) -> None:
     """Raise on the first value that the chapter would only trip over later, naming what it takes instead."""
-    for name, known in CHOICES.items():
-        if (value := getattr(config, name)) not in known:
-            raise ValueError(f"{name}={value!r}: use one of {', '.join(known)}")
-    for name in (*POSITIVE, "embed_dim", "temperature"):
-        if (value := getattr(config, name)) <= 0:
-            raise ValueError(f"{name}={value}: must be positive")
+    positive = (*POSITIVE, "embed_dim", "temperature")
+    reporting.check_fields(config, choices=CHOICES, positive=positive, lists={"arms": TRAINED_ROWS})
     for name in config.arms.split(","):
-        if name not in TRAINED_ROWS:
-            raise ValueError(f"arms={config.arms!r}: {unknown_name('arm', name, TRAINED_ROWS)}")
         per_video = math.prod(losses.HYPOTHESES[name].branches)
         if config.samples_per_step < 2 * per_video:
             least = (

@@ -68,7 +68,6 @@ from torch.utils.data import Dataset
 
 from avssl_core import clustering, encoders, evaluation, figures, losses, reporting, training, transforms
 from avssl_core import data as avdata
-from avssl_core.reporting.names import unknown_name
 from avssl_core.training.distributed import unwrap
 from data_prep.playground import Labels, build_playground
 
@@ -207,15 +206,8 @@ POSITIVE = ("clips", "heads", "groups", "sharpness", "tolerance", "num_frames", 
 
 def check_values(config: SelaviConfig) -> None:
     """Raise on the first value that the chapter would only trip over later, naming what it takes instead."""
-    for name, known in CHOICES.items():
-        if (value := getattr(config, name)) not in known:
-            raise ValueError(f"{name}={value!r}: use one of {', '.join(known)}")
-    for name in (*POSITIVE, "power", "temperature", "sample_rate"):
-        if (value := getattr(config, name)) <= 0:
-            raise ValueError(f"{name}={value}: must be positive")
-    for name in config.arms.split(","):
-        if name not in ARMS:
-            raise ValueError(f"arms={config.arms!r}: {unknown_name('arm', name, ARMS)}")
+    positive = (*POSITIVE, "power", "temperature", "sample_rate")
+    reporting.check_fields(config, choices=CHOICES, positive=positive, lists={"arms": ARMS})
     if config.crop > config.decode_size:
         raise ValueError(f"crop={config.crop} does not fit into decode_size={config.decode_size}")
     if config.groups > config.heads:

@@ -67,7 +67,6 @@ from torch.utils.data import Dataset
 
 from avssl_core import curation, encoders, evaluation, figures, losses, media, reporting, training, transforms
 from avssl_core import data as avdata
-from avssl_core.reporting.names import unknown_name
 from data_prep.curate import networks
 from data_prep.curate.cluster_world import ClusterWorld
 from data_prep.playground import Correspondence, build_playground
@@ -204,22 +203,13 @@ POSITIVE = (
 
 def check_values(config: ACAVConfig) -> None:
     """Raise on the first value that the chapter would only trip over later, naming what it takes instead."""
-    for name, known in CHOICES.items():
-        if (value := getattr(config, name)) not in known:
-            raise ValueError(f"{name}={value!r}: use one of {', '.join(known)}")
-    for name in (*POSITIVE, "kmeans_epochs", "samples_per_step", "lr", "temperature"):
-        if (value := getattr(config, name)) <= 0:
-            raise ValueError(f"{name}={value}: must be positive")
-    for kind in config.features.split(","):
-        if kind not in DESCRIBERS:
-            raise ValueError(f"features={config.features!r}: {unknown_name('kind of features', kind, DESCRIBERS)}")
-        if kind == "supervised" and config.data != "playground":
-            raise ValueError(
-                f"features=supervised learns the playground's shapes; for data={config.data!r} use pool or given"
-            )
-    for name in ("bad", "slides", "keep"):
-        if not 0 <= (value := getattr(config, name)) <= 1:
-            raise ValueError(f"{name}={value}: it is a share, between 0 and 1")
+    positive, shares = (*POSITIVE, "kmeans_epochs", "samples_per_step", "lr", "temperature"), ("bad", "slides", "keep")
+    lists = {"features": DESCRIBERS}
+    reporting.check_fields(config, choices=CHOICES, positive=positive, shares=shares, lists=lists)
+    if "supervised" in config.features.split(",") and config.data != "playground":
+        raise ValueError(
+            f"features=supervised learns the playground's shapes; for data={config.data!r} use pool or given"
+        )
     if config.picks > config.batch:
         raise ValueError(f"picks={config.picks} of a batch of {config.batch}: no more than the batch")
     if config.crop > config.decode_size:

@@ -1716,15 +1716,8 @@ NUMBERS = {"rand_augment": 3, "scale_jitter": 2}  # how many numbers a parameter
 # %% tags=["define"]
 def check_values(config: MotionformerConfig) -> None:
     """Raise on the first value that the chapter would only trip over later, naming what it takes instead."""
-    for name, known in CHOICES.items():
-        if (value := getattr(config, name)) not in known:
-            raise ValueError(f"{name}={value!r}: use one of {', '.join(map(str, known))}")
-    for name in (*POSITIVE, "steps", "lr", "pixel_std", "views", "prototypes"):
-        if (value := getattr(config, name)) <= 0:
-            raise ValueError(f"{name}={value}: must be positive")
-    for name in ("smoothing", "drop_path", "flip"):
-        if not 0 <= (value := getattr(config, name)) <= 1:
-            raise ValueError(f"{name}={value}: it is a share, between 0 and 1")
+    positive = (*POSITIVE, "steps", "lr", "pixel_std", "views", "prototypes")
+    reporting.check_fields(config, choices=CHOICES, positive=positive, shares=("smoothing", "drop_path", "flip"))
     for name, wanted in NUMBERS.items():
         if (held := getattr(config, name)) and len(held.split(",")) != wanted:
             raise ValueError(f"{name}={held!r}: takes {wanted} numbers, separated by commas")

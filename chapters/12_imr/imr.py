@@ -2056,23 +2056,14 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
 }
 POSITIVE = ("clips", "gops", "gop_size", "stride", "crop", "width", "gamma", "batch", "steps", "label_steps", "lr")
-NOT_NEGATIVE = ("binding_clips", "leak", "store", "few", "few_steps", "ctp_weight", "weight_decay", "workers")
+NOT_NEGATIVE = ("binding_clips", "store", "few", "few_steps", "ctp_weight", "weight_decay", "workers")
 
 
 # %% tags=["define"]
 def check_values(config: IMRConfig) -> None:
     """Raise on the first value that the chapter would only trip over later, naming what it takes instead."""
-    for name, known in CHOICES.items():
-        if (value := getattr(config, name)) not in known:
-            raise ValueError(f"{name}={value!r}: use one of {', '.join(map(str, known))}")
-    for name in (*POSITIVE, *NOT_NEGATIVE):
-        value, least = getattr(config, name), "positive" if name in POSITIVE else "0 or more"
-        if value < 0 or (value == 0 and name in POSITIVE):
-            raise ValueError(f"{name}={value}: must be {least}")
-    for name, known in (("arms", TASKS), ("fusions", FUSIONS)):
-        unknown = [part for part in getattr(config, name).split(",") if part not in known]
-        if unknown:
-            raise ValueError(f"{name}={getattr(config, name)!r}: no such {unknown}; use {', '.join(known)}")
+    kinds = {"choices": CHOICES, "positive": POSITIVE, "not_negative": NOT_NEGATIVE, "shares": ("leak",)}
+    reporting.check_fields(config, lists={"arms": TASKS, "fusions": FUSIONS}, **kinds)
     if not config.streams or set(config.streams) - set("imr"):
         raise ValueError(f"streams={config.streams!r}: use letters of 'imr'")
     check_sizes(config)
@@ -2081,8 +2072,6 @@ def check_values(config: IMRConfig) -> None:
 # %% tags=["define"]
 def check_sizes(config: IMRConfig) -> None:
     """Raise where two sizes do not fit each other, or a task has nothing to be asked of."""
-    if config.leak > 1:
-        raise ValueError(f"leak={config.leak}: it is a share, at most 1")
     if config.store and config.crop > config.store:
         raise ValueError(f"crop={config.crop} does not fit into store={config.store}")
     if config.width % config.gamma:

@@ -2000,15 +2000,8 @@ POSITIVE = ("clips", "size", "width", "batch", "lr", "iterations", "area_weight"
 
 def check_values(config: ExtremalChapterConfig) -> None:
     """Raise on the first value that the chapter would only trip over later, naming what it takes instead."""
-    for name, known in CHOICES.items():
-        if (value := getattr(config, name)) not in known:
-            raise ValueError(f"{name}={value!r}: use one of {', '.join(known)}")
-    for name in (*POSITIVE, "tolerance", "rise_masks", "channel_iterations", "max_evaluations"):
-        if (value := getattr(config, name)) <= 0:
-            raise ValueError(f"{name}={value}: must be positive")
-    unknown = [name for name in config.arms.split(",") if name not in METHODS]
-    if unknown:
-        raise ValueError(f"arms={config.arms!r}: no method {unknown}; the methods are {', '.join(METHODS)}")
+    positive = (*POSITIVE, "tolerance", "rise_masks", "channel_iterations", "max_evaluations")
+    reporting.check_fields(config, choices=CHOICES, positive=positive, lists={"arms": METHODS})
     if not config.areas or any(not 0 < area < 1 for area in config.numbers("areas")):
         raise ValueError(f"areas={config.areas!r}: give shares between 0 and 1, separated by commas")
     if list(config.numbers("areas")) != sorted(config.numbers("areas")):

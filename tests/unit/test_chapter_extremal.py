@@ -417,7 +417,7 @@ def test_dry_run_of_the_papers_game(chapter: ModuleType) -> None:
         ({"network": "alexnet"}, "network='alexnet': use one of small, vgg16, resnet50, googlenet"),
         ({"variant": "keep"}, "variant='keep': use one of preserve, delete, dual"),
         ({"iterations": 0}, "iterations=0: must be positive"),
-        ({"arms": "gradient,lime"}, "no method .'lime'."),
+        ({"arms": "gradient,lime"}, "unknown arm 'lime'"),
         ({"areas": "0.1,1.5"}, "shares between 0 and 1"),
         ({"areas": "0.2,0.1"}, "in ascending order"),
         ({"network": "vgg16"}, "network='vgg16', weights=''"),
