@@ -372,7 +372,8 @@ def curation_scale(found: Found) -> Section:
     rows.append(Row(f"{ahead['clips']:,} clips, projected", f"{ahead['hours']:.1f} h, {ahead['peak_GiB']:.2f} GiB"))
     why = (
         f"Chunks of {found['settings']['chunk']:,} clips bound the memory. Of the chosen {share(last['good_share'])} "
-        f"are good, of the pool {share(found['settings']['good'])}."
+        f"are good, of the pool {share(found['settings']['good'])}. Load of the machine, this process included: "
+        f"{found['load_average']['last quarter of an hour']}."
     )
     kept = share(found["settings"]["keep"])
     compares = f"labels of {found['settings']['columns']} columns, memory-mapped, {kept} chosen"

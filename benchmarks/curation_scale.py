@@ -92,7 +92,11 @@ def select(path: Path, picked: Path, setting: Setting, clips: int) -> None:
 
 @contextmanager
 def watched() -> Iterator[dict[str, float]]:
-    """Seconds, and the largest anonymous memory above that at the beginning, in GiB, sampled ten times a second."""
+    """Seconds, also of processor time, and the largest anonymous memory above that at the beginning, in GiB.
+
+    Memory is sampled ten times a second. Where the machine does other work, seconds of processor time say how much of
+    the wall clock was waiting; two threads of one core still slow each other down.
+    """
     found, before, over = {"peak_GiB": 0.0}, _anonymous(), threading.Event()
 
     def sample() -> None:
@@ -101,11 +105,12 @@ def watched() -> Iterator[dict[str, float]]:
 
     watcher = threading.Thread(target=sample, daemon=True)
     watcher.start()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     try:
         yield found
     finally:
         found["seconds"] = time.perf_counter() - start
+        found["cpu_seconds"] = time.process_time() - busy
         over.set()
         watcher.join()
 
@@ -174,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
         "versions": {name: version(name) for name in ("torch", "numpy")},
         "machine": platform.processor() or platform.machine(),
-        "load_average_before": round(load, 1),
+        "load_average": {"before": round(load, 1), "last quarter of an hour": round(os.getloadavg()[2], 1)},
         "measured": rows,
         "exponent": float(np.log(large["seconds"] / small["seconds"]) / np.log(large["clips"] / small["clips"])),
         "projection": projection(rows),

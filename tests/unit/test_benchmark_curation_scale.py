@@ -68,4 +68,5 @@ def test_the_record_is_what_the_page_reads(benchmark: ModuleType, tmp_path: Path
     found = json.loads((tmp_path / "found.json").read_text())
     shown = curation_scale(found)
     assert "min" in shown.rows[0].value and [row.what for row in shown.rows][-1].endswith("projected")
+    assert found["measured"][1]["cpu_seconds"] > 0 and "Load of the machine" in shown.why
     assert found["measured"][1]["clips"] == 20_000 and found["projection"]["clips"] == benchmark.TARGET
