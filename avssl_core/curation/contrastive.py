@@ -50,10 +50,8 @@ class HeadTraining:
     accumulate: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or not 0 <= self.warmup <= self.epochs:
-            raise ValueError(
-                f"need at least one epoch and a warm-up within them, got {self.epochs} and {self.warmup} epochs"
-            )
+        if self.epochs < 1 or self.warmup < 0:
+            raise ValueError(f"need epochs >= 1 and warmup >= 0, got {self.epochs} and {self.warmup}")
 
 
 class CorrespondenceHeads(nn.Module):
@@ -147,12 +145,12 @@ def epoch_rate_factor(epoch: int, *, epochs: int, warmup: int) -> float:
     """Factor of the learning rate in an epoch, from 0: linear warm-up, then linear decay, as released.
 
     With ``t = epoch + 1``: ``t / warmup`` below the warm-up, ``(E + 1 - t) / (E + 1 - warmup)`` from then on; the last
-    epoch still moves.
+    epoch still moves. A training shorter than its warm-up ends while the rate rises.
 
     Raises:
-        ValueError: for an epoch outside ``[0, epochs)``, or a warm-up outside ``[0, epochs]``.
+        ValueError: for an epoch outside ``[0, epochs)``, or a negative warm-up.
     """
-    if not 0 <= epoch < epochs or not 0 <= warmup <= epochs:
-        raise ValueError(f"need 0 <= epoch < epochs and 0 <= warmup <= epochs, got {epoch}, {epochs} and {warmup}")
+    if not 0 <= epoch < epochs or warmup < 0:
+        raise ValueError(f"need 0 <= epoch < epochs and warmup >= 0, got {epoch}, {epochs} and {warmup}")
     turn = epoch + 1
     return turn / warmup if turn < warmup else (epochs + 1 - turn) / (epochs + 1 - warmup)

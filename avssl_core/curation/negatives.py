@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avssl_core.curation.ranking import whole_share
 from avssl_core.transforms import generator_for
 
 _SWAP_ROUNDS = 16  # each offers half of the places a swap; after a few, starts and ends are unrelated
@@ -90,7 +91,7 @@ def sample_level_set(
     Args:
         clips: ``N``.
         layers: number of layers of each modality, e.g. ``(5, 5)``.
-        positives: share of the clips that stay as they are.
+        positives: share of the clips that stay as they are; rounded down.
         per_layer: permute the negatives of every layer on their own, as released: a leak. The layers of a modality stay
             together otherwise, the first modality at its place, and no negative keeps its partner.
         seed: of the set.
@@ -104,7 +105,7 @@ def sample_level_set(
     _check(layers, positives)
     generator = generator_for(seed, 0)
     order = torch.randperm(clips, generator=generator)
-    negatives = order[round(clips * positives) :]
+    negatives = order[whole_share(clips, positives) :]
     source = torch.arange(clips).repeat(sum(layers), 1)
     _exchange(source, negatives, negatives, layers, per_layer=per_layer, generator=generator)
     return CorrespondenceSet(source, _without(clips, negatives), tuple(layers))
@@ -118,7 +119,7 @@ def class_level_set(
     Args:
         classes: of the clips, integers ``(N,)``.
         layers: number of layers of each modality.
-        positives: share of the *classes* whose items are paired among themselves.
+        positives: share of the *classes* whose items are paired among themselves; the others are rounded down.
         per_layer: as in :func:`sample_level_set`; equal classes then meet by accident (a quarter and more of the
             negatives with five classes), as released.
         seed: of the set.
@@ -136,7 +137,7 @@ def class_level_set(
     generator = generator_for(seed, 0)
     names = torch.unique(classes)
     order = torch.randperm(len(names), generator=generator)
-    share = round(len(names) * positives)
+    share = len(names) - whole_share(len(names), 1 - positives)
     kept, exchanged = order[:share], order[share:]
     source = torch.arange(len(classes)).repeat(sum(layers), 1)
     for name in names[kept]:

@@ -8,6 +8,7 @@ unless both sides come from one space.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -70,19 +71,24 @@ def rank_scores(features: Sequence[Tensor] | Tensor, pairs: Tensor, likeness: Li
     return torch.stack(scores).mean(dim=0)
 
 
+def whole_share(count: int, share: float) -> int:
+    """How many of ``count`` a share in [0, 1] is, rounded down, as released; 0.29 of 100 are 29, not 28."""
+    return math.floor(count * share + 1e-9)
+
+
 def top_share(scores: Tensor, share: float = 0.5) -> Tensor:
     """Clips with the best scores, int64, best first; the earlier clip first among equal ones.
 
     Args:
         scores: ``(N,)``.
-        share: how many to keep, rounded to a whole number; half in the paper.
+        share: how many to keep, rounded down to a whole number; half in the paper.
 
     Raises:
         ValueError: for a share outside [0, 1] or scores that are not ``(N,)``.
     """
     if scores.ndim != 1 or not 0 <= share <= 1:
         raise ValueError(f"expected scores (N,) and a share in [0, 1], got {tuple(scores.shape)} and {share}")
-    return scores.argsort(descending=True, stable=True)[: round(len(scores) * share)]
+    return scores.argsort(descending=True, stable=True)[: whole_share(len(scores), share)]
 
 
 def precision_curve(ids: Tensor, is_positive: Tensor) -> Tensor:

@@ -167,9 +167,10 @@ def lazy_greedy_select(
     start = start or Start()
     order, count = candidates_for(objective, size, start, order)
     running = opened(objective, start)
-    gains = running.scores(order) - running.value
-    # (minus the gain, turn, place): of equal gains the freshest first, then the order of the candidates.
-    queue = [(-gain, place, place) for place, gain in enumerate(gains.tolist())]
+    # (minus the gain, turn, place): of equal gains the freshest first, then the order of the candidates. The first
+    # gains are those over nothing, as released: with a start they bound the true ones from above, so that every
+    # candidate is scored again before it is believed.
+    queue = [(-score, place, place) for place, score in enumerate(running.scores(order).tolist())]
     heapq.heapify(queue)
     places: list[int] = []
     values: list[float] = []
@@ -184,7 +185,7 @@ def lazy_greedy_select(
             if not queue or loss <= queue[0][0]:
                 break
             loss, _, place = heapq.heapreplace(queue, (loss, turn, place))
-        values.append(running.value - loss)
+        values.append(-loss if pick == 0 else running.value - loss)
         running.add(order[place : place + 1])
         places.append(place)
         lookups.append(scored)

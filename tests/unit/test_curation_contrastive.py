@@ -139,13 +139,17 @@ def test_the_rate_rises_and_falls() -> None:
     assert factors[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert factors[3:] == pytest.approx([1 - i / 7 for i in range(7)]) and factors[-1] > 0
     assert epoch_rate_factor(0, epochs=1, warmup=0) == pytest.approx(0.5)
+    short = [epoch_rate_factor(epoch, epochs=2, warmup=3) for epoch in range(2)]  # over before the rate is reached
+    assert short == pytest.approx([1 / 3, 2 / 3])
 
 
 def test_what_is_wrong_is_named() -> None:
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         CorrespondenceHeads(3, 3, temperature=0.0)
-    with pytest.raises(ValueError, match="got 2 and 3 epochs"):
-        HeadTraining(epochs=2, warmup=3)
+    with pytest.raises(ValueError, match="got 0 and 3"):
+        HeadTraining(epochs=0)
+    with pytest.raises(ValueError, match="got 2 and -1"):
+        HeadTraining(epochs=2, warmup=-1)
     with pytest.raises(ValueError, match="got 4, 4 and 0"):
         epoch_rate_factor(4, epochs=4, warmup=0)
     with pytest.raises(ValueError, match="got 3 and 2 rows"):

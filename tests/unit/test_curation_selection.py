@@ -142,6 +142,32 @@ def test_lazy_greedy_is_exact_while_gains_shrink() -> None:
     assert lazy.values.tolist() == pytest.approx([math.log(n) for n in range(1, 7)], abs=1e-11)
 
 
+@pytest.mark.parametrize("start", [[], [7], [0, 1], [5, 9, 30]])
+def test_lazy_greedy_replays_the_released_queue(objective: PairwiseInformation, start: list[int]) -> None:
+    """A stale gain before the first pick is the whole value with that clip, so that a start does not bury anyone."""
+    rows, pairs = objective.labels.tolist(), objective.pairs.tolist()
+
+    def value(chosen: list[int]) -> float:
+        return round(slow_value([rows[clip] for clip in chosen], pairs), 9)  # ties within rounding are ties
+
+    stale = {clip: (-value([*start, clip]), clip) for clip in range(40) if clip not in start}
+    picks, lookups = [min(stale, key=lambda clip: stale[clip])], [len(stale)]
+    del stale[picks[0]]
+    for turn in range(1, 12):
+        chosen, scored = [*start, *picks], 0
+        while (best := min(stale, key=lambda clip: stale[clip])) is not None:
+            gain = round(value([*chosen, best]) - value(chosen), 9)
+            scored, stale[best] = scored + 1, (-gain, -turn * 100 - scored)  # of equal gains the freshest
+            if min(stale, key=lambda clip: stale[clip]) == best:
+                break
+        picks, lookups = [*picks, best], [*lookups, scored]
+        del stale[best]
+    found = lazy_greedy_select(objective, 12 + len(start), start=Start(torch.tensor(start, dtype=torch.int64)))
+    assert found.picks.tolist() == picks and found.lookups.tolist() == lookups
+    for count in (1, 5, 12):
+        assert found.values[count - 1].item() == pytest.approx(value([*start, *picks[:count]]), abs=1e-8)
+
+
 # Batches
 
 
