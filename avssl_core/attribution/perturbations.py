@@ -95,7 +95,8 @@ class BlurPyramid(nn.Module):
         _check_images(images)
         if levels < 2:
             raise ValueError(f"levels={levels}: at least 2 are needed, the picture and its most perturbed version")
-        sigmas = [max_sigma * (1 - level / (levels - 1)) for level in range(levels)]
+        # In float32, as released: where 4 sigma is whole, its rounding decides where the kernel is cut.
+        sigmas = ((1 - torch.linspace(0, 1, levels)) * max_sigma).tolist()
         blurred = [gaussian_blur(images.detach(), sigma, padding=padding) for sigma in sigmas]
         self.register_buffer("pyramid", torch.stack(blurred, dim=1), persistent=False)  # (B, L, C, ..., H, W)
 

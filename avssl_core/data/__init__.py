@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from avssl_core.data.cache import DecodedCache
 from avssl_core.data.corpus import Corpus
+from avssl_core.data.coviar_segments import GopPlace, gop_place, segment_centre, segment_range
 from avssl_core.data.dataset import Item, TimedDataset, UniformDataset, WindowDataset, collate
 from avssl_core.data.errors import ClipError, CorpusError, NoUsableClipsError, TooManyBadClipsError
 from avssl_core.data.gop_dataset import ClipMemory, GopDataset, PlacedGopDataset, find_structures
@@ -22,6 +23,7 @@ __all__ = [
     "CorpusError",
     "DecodedCache",
     "GopDataset",
+    "GopPlace",
     "GroupedBatchSampler",
     "InOrder",
     "Item",
@@ -39,9 +41,12 @@ __all__ = [
     "collate",
     "draw_starts",
     "find_structures",
+    "gop_place",
     "index_folder",
     "make_loader",
     "open_corpus",
     "refusal_report",
+    "segment_centre",
+    "segment_range",
     "uniform_starts",
 ]

@@ -106,7 +106,8 @@ def init_from_image_vit(
     """Start a video transformer from an image ViT (timm's names), as the paper does from ImageNet.
 
     The kernel of the patches is inflated over time, positions of places are resized if the grids differ, joint ones
-    tiled over time. Divided attention takes the ViT's for space. Classifiers and the layer before them are not copied.
+    tiled over time. Divided attention takes the ViT's for space. A classifier, and the layer before it, are copied
+    where they have the same name and sizes, as in the release: that of ImageNet into one of 1000 classes.
 
     Args:
         model: changed in place, as a whole or not at all.
@@ -115,7 +116,7 @@ def init_from_image_vit(
 
     Returns:
         Keys of ``model`` that have no counterpart in an image, left as they were: positions in time (zero unless
-        trained), the projections of stage 2, attention along time, classifiers.
+        trained), the projections of stage 2, attention along time, most classifiers.
 
     Raises:
         CheckpointError: if the ViT does not fit ``model``.
@@ -132,8 +133,13 @@ def init_from_image_vit(
     joint = model.positions.kind == "joint"
     state["st_embed" if joint else "pos_embed"] = tile_positions(place, model.positions.num_frames) if joint else place
     key_map = motionformer_key_map(model)
-    left = [key for key, theirs in key_map.items() if _without_counterpart(theirs)]
     own = model.state_dict()
+    fits = {key for key in VIT_IGNORED if key in state}  # what the ViT says of pictures, if anything
+    left = [
+        key
+        for key, theirs in key_map.items()
+        if _without_counterpart(theirs) and not (theirs in fits and state[theirs].shape == own[key].shape)
+    ]
     for key in left:  # a strict load needs all: these load themselves
         state[key_map[key]] = own[key]
     ignored = [key for key in VIT_IGNORED if key not in key_map.values()]

@@ -147,7 +147,7 @@ class ApproximateTokens:
             return segment_means(pool, self.num_prototypes, num_frames=frames, order="space")
         if index is None:
             choose = most_orthogonal_subset if self.selection == "orthogonal" else random_subset
-            index = choose(pool, self.num_prototypes, generator=generator)
+            index = choose(pool, min(self.num_prototypes, pool.shape[1]), generator=generator)
         return pool.gather(1, index.to(pool.device).unsqueeze(2).expand(-1, -1, pool.shape[2]))
 
     def _check(self, index: Tensor, groups: int, num_frames: int, patches: int) -> None:

@@ -115,7 +115,8 @@ def unscaled_rgb(frames: Iterable[av.VideoFrame]) -> Pixels:
     """Frames at their own size with each colour sample repeated over its pixels, not interpolated between them.
 
     libswscale's route for unscaled 4:2:0, and so the pictures that FFmpeg's and OpenCV's defaults give; published
-    loaders compute with them. Display matrices are not applied: motion vectors live on the coded picture.
+    loaders compute with them. At odd heights those defaults do interpolate colours, and so does this. Display matrices
+    are not applied: motion vectors live on the coded picture.
 
     Returns:
         uint8 of shape ``(T, 3, H, W)``.
@@ -125,9 +126,12 @@ def unscaled_rgb(frames: Iterable[av.VideoFrame]) -> Pixels:
     """
     scaler, out = VideoReformatter(), []
     for frame in frames:
-        plane = scaler.reformat(frame, format="rgb24", interpolation=Interpolation.POINT, threads=1).planes[0]
+        odd = bool(frame.height % 2)  # then the route depends on the filter, and its last bits on the order of colours
+        form, interpolation = ("bgr24", Interpolation.BICUBIC) if odd else ("rgb24", Interpolation.POINT)
+        plane = scaler.reformat(frame, format=form, interpolation=interpolation, threads=1).planes[0]
         packed = np.frombuffer(memoryview(plane), np.uint8).reshape(frame.height, plane.line_size)
-        out.append(packed[:, : 3 * frame.width].reshape(frame.height, frame.width, 3))
+        pixels = packed[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
+        out.append(pixels[..., ::-1] if odd else pixels)
     return np.ascontiguousarray(np.stack(out).transpose(0, 3, 1, 2))  # (T, H, W, 3) -> (T, 3, H, W)
 
 

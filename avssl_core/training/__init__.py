@@ -1,7 +1,7 @@
 """Training: the step loop, schedules, optimisers, checkpoints, many processes, logs."""
 
 from avssl_core.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from avssl_core.training.config import FitConfig
+from avssl_core.training.config import FREE_TO_CHANGE, FitConfig, run_context
 from avssl_core.training.diagnosis import NonFiniteError
 from avssl_core.training.distributed import TorchCollectives, World, join
 from avssl_core.training.ema import Ema, momentum_update
@@ -18,6 +18,7 @@ from avssl_core.training.steps import to_device
 from avssl_core.training.throughput import in_memory_speed
 
 __all__ = [
+    "FREE_TO_CHANGE",
     "PREEMPTED_EXIT_CODE",
     "AVBatch",
     "CheckpointError",
@@ -39,6 +40,7 @@ __all__ = [
     "parameter_groups",
     "prepare_windows",
     "print_line",
+    "run_context",
     "save_checkpoint",
     "scale_lr",
     "step_generator",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 OptimiserName = Literal["sgd", "adamw"]
 ScheduleName = Literal["constant", "cosine", "multistep"]
 PrecisionName = Literal["float32", "bf16"]
+Scalar = int | float | str | bool | None
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "optimiser": get_args(OptimiserName),
@@ -123,3 +124,25 @@ def _convert(name: str, value: Any, kind: type) -> Any:
     except (TypeError, ValueError):
         pass
     raise ValueError(f"{name}={value!r} must be of type {kind.__name__}")
+
+
+FREE_TO_CHANGE = ("arms", "workers", "cache")
+"""Parameters of every chapter on which no training depends: what is trained beside it, and how its clips are read."""
+
+
+def run_context(config: object, *, without: Collection[str] = (), **more: Scalar) -> dict[str, Scalar]:
+    """What decides a training, for ``context`` of :func:`avssl_core.training.fit`: with it, a checkpoint goes on.
+
+    Args:
+        config: a chapter's configuration, a dataclass of scalars.
+        without: further fields on which this training does not depend, such as those of the evaluation after it.
+        more: what the fields do not say: which arm it is, which task.
+
+    Raises:
+        ValueError: ``without`` names a field that does not exist.
+    """
+    values = vars(config)
+    unknown = [name for name in without if name not in values]
+    if unknown:
+        raise ValueError(f"without={unknown}: the configuration has no such field; it has {', '.join(values)}")
+    return {name: value for name, value in values.items() if name not in {*FREE_TO_CHANGE, *without}} | more

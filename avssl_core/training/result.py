@@ -20,7 +20,7 @@ class FitResult:
         resumed_from: step of the checkpoint this call began with; 0 for a fresh start.
         wall_s: seconds of all sittings together.
         wait_share: share of the training time in which the loop waited for data.
-        clips_per_s: of all ranks together.
+        clips_per_s: items of a batch a second, of all ranks together; one that holds several windows counts once.
         peak_memory: bytes, on this rank (see :func:`~avssl_core.training.throughput.peak_memory`).
         device: type of the device.
         world_size: number of processes.

@@ -156,6 +156,15 @@ def coviar_motion_codes(motion: Tensor) -> Tensor:
     return ((motion.double() * 127.5 / MOTION_BOUND).trunc() + 128).clamp(0, 255).to(torch.uint8)
 
 
+def coviar_mirrored_codes(codes: Tensor) -> Tensor:
+    """Codes of :func:`coviar_motion_codes`, ``(..., H, W, 2)``, mirrored along x as in CoViAR's training.
+
+    The vectors' x becomes ``256 - x``, so that a code of 0 becomes 256, which eight bits do not hold: int32.
+    """
+    mirrored = codes.to(torch.int32).flip(-2)
+    return torch.stack([256 - mirrored[..., 0], mirrored[..., 1]], dim=-1)
+
+
 def coviar_residual_codes(residual: Tensor) -> Tensor:
     """Residuals as CoViAR's loader hands them on: ``clip(r + 128, 0, 255)`` in eight bits."""
     return (residual.to(torch.int32) + 128).clamp(0, 255).to(torch.uint8)

@@ -590,6 +590,9 @@ def variants_of(z: Tensor, row: losses.Hypothesis) -> dict[str, tuple[Tensor, Te
 
 
 # %% tags=["define"]
+AFTERWARDS = ("downstream", "shifts", "variance_batches")  # parameters of what is asked of a trained network
+
+
 def pretrain(
     arm: Arm, config: GDTConfig, videos: Videos, seed: int, run: training.World, **fit_options: object
 ) -> tuple[encoders.AudioVisualModel, training.FitResult]:
@@ -605,7 +608,7 @@ def pretrain(
         objective(arm, config, run),
         fit_config(config, seed),
         world=run,
-        context={**vars(config), "arm": arm.row, "loss of": arm.loss},
+        context=training.run_context(config, without=AFTERWARDS, arm=arm.row, loss_of=arm.loss),
         **fit_options,
     )
     return model.eval(), result

@@ -913,13 +913,17 @@ def start(
 
 
 # %% tags=["define"]
+AFTERWARDS = ("followed", "cost_dim", "cost_side", "views", "crops")  # parameters of what is asked of a trained network
+
+
 def train(
     arm: Arm, config: MotionformerConfig, videos: Videos, seed: int, run: training.World, **fit_options: object
 ) -> tuple[encoders.VideoTransformer, training.FitResult]:
     """Train the network of one arm with all labels."""
     model = start(arm, config, videos, seed, run)
     named = {"attention": arm.attention, "options": str(sorted(arm.options.items()))}
-    result = fit_network(model, config, videos, seed, run, context={**vars(config), **named}, **fit_options)
+    context = training.run_context(config, without=AFTERWARDS, **named)
+    result = fit_network(model, config, videos, seed, run, context=context, **fit_options)
     return model.eval(), result
 
 

@@ -912,8 +912,8 @@ def batches_of(dataset: avdata.GopDataset, config: IMRConfig, seed: int, run: tr
 
 # %% tags=["define"]
 # What pre-training does not depend on: a run that was cut off may go on, and one that is done be used, with others.
-NO_MATTER = ("arms", "fusions", "downstream", "label_steps", "label_warmup_steps", "few", "few_steps", "binding_clips")
-NO_MATTER += ("workers", "remember")
+AFTERWARDS = ("fusions", "downstream", "label_steps", "label_warmup_steps", "few", "few_steps", "binding_clips")
+NO_MATTER = (*AFTERWARDS, "remember")
 
 
 # %% tags=["define"]
@@ -933,7 +933,7 @@ def pretrain(
         step,
         fit_config(config, config.steps, config.warmup_steps, seed),
         world=run,
-        context={k: v for k, v in vars(config).items() if k not in NO_MATTER} | {"tasks": ",".join(tasks)},
+        context=training.run_context(config, without=NO_MATTER, tasks=",".join(tasks)),
         **fit_options,
     )
     return model.eval(), result

@@ -548,7 +548,7 @@ def train_small(
         scores = model(augmented(batch["frames"][:, 0, 0], config, generator))
         return F.binary_cross_entropy_with_logits(scores.float(), wanted[batch["row"]]), {}
 
-    context = {**vars(config), "trained": "small"}
+    context = training.run_context(config, trained="small")
     fitted = training.fit(
         model, loader.batches, step, fit_config(config, config.steps, seed), world=run, context=context, **options
     )
@@ -1315,7 +1315,7 @@ def train_listener(
         sight, sound = model(clips, log_mel.to(clips.device)(batch["waveform"][:, 0]))
         return losses.symmetric_info_nce(sight, sound, temperature=0.1, collectives=run.collectives), {}
 
-    context = {**vars(config), "trained": "listener"}
+    context = training.run_context(config, trained="listener")
     fitted = training.fit(
         model, loader.batches, step, fit_config(config, config.sound_steps, seed), world=run, context=context, **options
     )

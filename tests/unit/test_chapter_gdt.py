@@ -234,6 +234,21 @@ def test_dry_run_refuses_what_the_run_would_trip_over(
             refuses(replace(tiny, **changes))
 
 
+def test_a_run_goes_on_with_other_workers_and_arms_and_not_with_another_rate(
+    gdt: ModuleType, tiny: object, tmp_path: Path
+) -> None:
+    videos, one = gdt.open_videos(tiny, 0), training.World.single()
+    first, fitted = gdt.pretrain(gdt.ARMS["e"], tiny, videos, 0, one, run_dir=tmp_path)
+    assert fitted.resumed_from == 0
+    changed = replace(tiny, arms="a,e", workers=1, cache=False, shifts=3, downstream="elsewhere", variance_batches=9)
+    again, fitted = gdt.pretrain(gdt.ARMS["e"], changed, videos, 0, one, run_dir=tmp_path)
+    assert fitted.resumed_from == tiny.steps
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    for arm, config in (("e", replace(tiny, temperature=0.2)), ("j", tiny)):
+        with pytest.raises(training.CheckpointError):
+            gdt.pretrain(gdt.ARMS[arm], config, videos, 0, one, run_dir=tmp_path)
+
+
 def test_what_can_be_trained_here_are_the_papers_rows_with_an_arm(gdt: ModuleType) -> None:
     assert tuple(row for row in losses.HYPOTHESES if row in gdt.ARMS) == gdt.TRAINED_ROWS
 

@@ -343,8 +343,14 @@ def test_bad_prototypes() -> None:
         layer(approx="orthoformer", num_prototypes=4, per_frame=True)(x, T, prototype_index=index)
     with pytest.raises(ValueError, match="got one for approx='nystrom'"):
         layer(approx="nystrom", num_prototypes=4)(x, T, prototype_index=index)
-    with pytest.raises(ValueError, match="cannot take 16 prototypes from 15 tokens"):
-        layer(approx="orthoformer", num_prototypes=16)(x, T)
+
+
+def test_more_prototypes_than_tokens_are_all_tokens() -> None:
+    """As released: small clips do not fail, and approximate by all there is."""
+    x = torch.randn(2, 1 + N, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    many, all_of_them = (layer(approx="orthoformer", num_prototypes=number) for number in (N + 1, N))
+    all_of_them.load_state_dict(many.state_dict())
+    torch.testing.assert_close(many(x, T), all_of_them(x, T), rtol=0, atol=1e-6)
 
 
 # --- prototypes ------------------------------------------------------------------------------------------------------

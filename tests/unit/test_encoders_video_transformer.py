@@ -382,6 +382,15 @@ def test_a_still_clip_is_to_the_new_model_what_its_picture_was_to_the_vit() -> N
     assert (average.features(moving) - model.features(moving)).abs().max() > 1e-3
 
 
+def test_a_classifier_of_as_many_classes_is_copied_and_no_other() -> None:
+    vit = image_vit() | {"head.weight": torch.ones(1000, 12), "head.bias": torch.full((1000,), 2.0)}
+    same, other = tiny(1000), tiny(5)
+    assert not any(key.startswith("classifiers") for key in init_from_image_vit(same, vit))
+    assert (same.classifiers["class"].weight == 1).all() and (same.classifiers["class"].bias == 2).all()
+    assert "classifiers.class.weight" in init_from_image_vit(other, vit)
+    assert other.classifiers["class"].weight.std() > 0
+
+
 def test_positions_of_a_vit_are_resized_and_a_bad_one_is_refused() -> None:
     vit = image_vit(side=3)
     model = tiny()

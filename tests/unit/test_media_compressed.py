@@ -27,6 +27,7 @@ from avssl_core.media import (
     WindowError,
     write_clip,
 )
+from avssl_core.media.convert import unscaled_rgb
 from avssl_core.media.mpeg4 import Layer, find_layer, grey_picture, parse_pictures, units
 
 HEIGHT, WIDTH = 64, 96
@@ -349,8 +350,19 @@ def test_order_and_neighbours_change_nothing(tmp_path: Path) -> None:
     assert again.gop.tolist() == [0, 0, 0] and again.position.tolist() == [3, 6, 9]
 
 
+@pytest.mark.parametrize("height", [32, 33])
+def test_unscaled_pictures_are_those_of_the_defaults(height: int) -> None:
+    """FFmpeg's default filter to blue, green, red: colours are repeated at even heights, interpolated at odd ones."""
+    frame = av.VideoFrame(47, height, "yuv420p")
+    rng = np.random.default_rng(0)
+    for plane in frame.planes:
+        plane.update(rng.integers(0, 256, plane.buffer_size, dtype=np.uint8).tobytes())
+    (ours,) = unscaled_rgb([frame])
+    theirs = frame.reformat(format="bgr24", interpolation="BICUBIC").to_ndarray()  # (H, W, 3)
+    np.testing.assert_array_equal(ours.transpose(1, 2, 0)[..., ::-1], theirs)
+
+
 def test_reconstruction_from_pixel_residuals_is_exact(tmp_path: Path) -> None:
-    from avssl_core.media.convert import unscaled_rgb
     from avssl_core.media.motion_vectors import displaced
 
     path = encode(tmp_path / "a.mp4", drifting(24))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from avssl_core.training import (
     learning_rate,
     momentum_update,
     parameter_groups,
+    run_context,
     scale_lr,
     step_generator,
 )
@@ -194,3 +196,17 @@ def test_global_state_is_left_as_it_was() -> None:
         reseed_global(1, 2)
         torch.rand(10)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_decides_a_run_leaves_out_what_does_not() -> None:
+    @dataclass(frozen=True)
+    class Config:
+        lr: float = 0.1
+        arms: str = "a,b"
+        workers: int = 3
+        probes: int = 5
+
+    assert run_context(Config(), without=("probes",), arm="a") == {"lr": 0.1, "arm": "a"}
+    assert run_context(Config()) == {"lr": 0.1, "probes": 5}
+    with pytest.raises(ValueError, match=r"without=\['probe'\]: the configuration has no such field; it has lr, arms"):
+        run_context(Config(), without=("probe",))

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from avssl_core.transforms.compressed import (
     CompressedAugment,
     CropDraw,
+    coviar_mirrored_codes,
     coviar_motion_codes,
     coviar_residual_codes,
     fixed_crop,
@@ -120,6 +121,7 @@ def test_codes_of_coviars_loader(fixtures_dir: Path) -> None:
     motion, residual = torch.from_numpy(stored["motion"]), torch.from_numpy(stored["residual"])
     codes = coviar_motion_codes(motion)
     np.testing.assert_array_equal(codes.numpy(), stored["motion_uint8"])
+    np.testing.assert_array_equal(coviar_mirrored_codes(codes).numpy(), stored["motion_uint8_flipped"])
     np.testing.assert_allclose((codes.float() / 255 - 0.5).permute(2, 0, 1).numpy(), stored["motion_input"], atol=1e-6)
     codes = coviar_residual_codes(residual)
     np.testing.assert_array_equal(codes.numpy(), stored["residual_uint8"])
