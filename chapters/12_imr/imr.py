@@ -1402,17 +1402,27 @@ def finetuned(
 
 
 # %% tags=["define"]
-def pmsp_accuracy(model: PretextModel, videos: Videos, config: IMRConfig, run: training.World) -> dict[str, float]:
-    """Share of the labels that the PMSP heads predict on held-out clips, for each grid."""
-    right: dict[int, list[Tensor]] = {}
+def pmsp_answers(
+    model: PretextModel, videos: Videos, config: IMRConfig, run: training.World
+) -> dict[tuple[int, int], Tensor]:
+    """What the PMSP heads say of held-out clips, and what is right: cells ``(n, 2)`` for each grid and its windows."""
+    found: dict[tuple[int, int], list[Tensor]] = {}
     with torch.inference_mode():
         for batch, crop in placed_batches(videos.test, config):
             labels = motion_labels(batch["every_motion"], crop, config)
             said = model(tuple(x.to(run.device) for x in prepare(batch, crop, config)))["pmsp"]
-            for (s, t), label in labels.labels.items():
-                hit = said[s, t].argmax(-1).cpu() == label
-                right.setdefault(s, []).append(hit[labels.valid[s, t]])
-    return {f"pmsp_{s}": float(torch.cat(found).float().mean()) for s, found in right.items()}
+            for level, label in labels.labels.items():
+                pairs = torch.stack([said[level].argmax(-1).cpu(), label], dim=-1)
+                found.setdefault(level, []).append(pairs[labels.valid[level]])
+    return {level: torch.cat(parts) for level, parts in found.items()}
+
+
+def pmsp_accuracy(model: PretextModel, videos: Videos, config: IMRConfig, run: training.World) -> dict[str, float]:
+    """Share of the labels that the PMSP heads predict on held-out clips, for each grid."""
+    hits: dict[int, list[Tensor]] = {}
+    for (s, _), answers in pmsp_answers(model, videos, config, run).items():
+        hits.setdefault(s, []).append(answers[:, 0] == answers[:, 1])
+    return {f"pmsp_{s}": float(torch.cat(found).float().mean()) for s, found in hits.items()}
 
 
 # %% tags=["define"]
@@ -1458,17 +1468,9 @@ pd.DataFrame({name: results[name] for name in models}).T.round(3)
 # %% tags=["define"]
 def level_accuracies(model: PretextModel, videos: Videos, config: IMRConfig, run: training.World) -> pd.DataFrame:
     """How often the head of each level of the pyramid is right on held-out clips, and how often the commonest cell."""
-    said: dict[tuple[int, int], list[Tensor]] = {}
-    with torch.inference_mode():
-        for batch, crop in placed_batches(videos.test, config):
-            labels = motion_labels(batch["every_motion"], crop, config)
-            scores = model(tuple(x.to(run.device) for x in prepare(batch, crop, config)))["pmsp"]
-            for level, label in labels.labels.items():
-                pairs = torch.stack([scores[level].argmax(-1).cpu(), label], dim=-1)
-                said.setdefault(level, []).append(pairs[labels.valid[level]])
     rows = {}
-    for (s, t), parts in sorted(said.items()):
-        guess, label = torch.cat(parts).unbind(1)
+    for (s, t), answers in sorted(pmsp_answers(model, videos, config, run).items()):
+        guess, label = answers.unbind(1)
         commonest = label.bincount().max() / len(label)
         rows[f"{s}×{s}, {t} window{'s' * (t > 1)}"] = (float((guess == label).float().mean()), float(commonest))
     return pd.DataFrame(rows, index=["accuracy", "commonest cell"]).T
