@@ -18,10 +18,9 @@
 # multi-modal self-supervision*, NeurIPS 2020 ([arXiv 2006.13662](https://arxiv.org/abs/2006.13662)). Its tables were
 # corrected after publication, when a bug was found in the code; this chapter quotes the corrected ones.
 #
-# **What this chapter costs.** Budget `small`, as shown: two CPU cores, about a quarter of an hour (estimated from
-# single arms, not run whole yet), four ways to label 750 small videos, trained from scratch. `smoke`: about a minute.
-# The recorded verdicts take hours on two cores; the commands to redo them, and the paper's own runs, stand in the last
-# section.
+# **What this chapter costs.** Budget `small`, as shown: two CPU cores, about five minutes, four ways to label 750 small
+# videos, trained from scratch. `smoke`: about a minute. The recorded verdicts take some three hours on two cores; the
+# commands to redo them, and the paper's own runs, stand in the last section.
 #
 # ## The claim, and why it matters
 #
