@@ -17,6 +17,7 @@ from toy_book import write_book
 
 from avssl.manifest import Chapter, load_manifest
 from avssl.notebooks import clean, execute_chapter, read_script, source_hash, stale_reasons, write_notebook
+from avssl_core import reporting
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE_S = 75.0  # for two cores of their own
@@ -66,6 +67,25 @@ def test_a_cell_checks_its_output(chapter: Chapter) -> None:
     checked = [cell for cell in cells if "nbval-check-output" in cell.metadata.get("tags", [])]
     assert checked
     assert all(cell.outputs for cell in checked)
+
+
+@chapters
+def test_the_committed_verdicts_are_those_of_the_ledgers(chapter: Chapter) -> None:
+    """A ledger that is recorded further, or carried across an edit, must be shown again."""
+    if not chapter.notebook.is_file():
+        pytest.fail(stale_reasons(chapter)[0])
+    ledgers = reporting.read_ledgers(ROOT, chapter.name)
+    shown = 0
+    for cell in nbformat.read(chapter.notebook, as_version=4).cells:
+        texts = [output["data"].get("text/markdown", "") for output in cell.get("outputs", []) if "data" in output]
+        for corpus in re.findall(r'verdicts_text\(ledgers, corpus="(\w+)"\)', cell.source):
+            expected = reporting.verdicts_text(ledgers, corpus=corpus)
+            assert not expected or texts == [expected], f"{chapter.name}: verdicts on {corpus} are not the ledger's"
+            shown += bool(expected)
+        if "reporting.shortfalls(ledgers)" in cell.source:
+            assert texts == [reporting.shortfalls(ledgers)], f"{chapter.name}: shortfalls are not the ledger's"
+            shown += 1
+    assert shown >= 2
 
 
 @pytest.mark.slow
