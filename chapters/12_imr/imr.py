@@ -2003,13 +2003,15 @@ if mouths:
 # size, five seeds cannot tell.
 #
 # A verdict asks whether the interval of an effect lies above zero, not above the figure in the statement: that I-frames
-# alone are read *at least six times* as fast is reproduced in that sense, and the interval of the factor, whose
-# logarithm the ledger holds, reaches below six. And what is said of shapes in `travel` is said of a floor: no network,
+# alone are read *at least six times* as fast is reproduced in that sense, while the factor itself, whose logarithm the
+# ledger holds, is below six in the mean. And what is said of shapes in `travel` is said of a floor: no network,
 # however it was trained, learns them from so few labels.
 #
-# One of them needs a word of ours. The cells about reading count processor time, and were recorded while other programs
-# shared the core, which `record.yaml` advises against: that is where the wide interval for coded residuals may come
-# from. The benchmark in the first section, whose routes take turns, speaks of the same ratio.
+# One of them needs a word of ours. The cells about reading count processor time. They were first recorded while other
+# programs shared the core, and then again on an idle one: no verdict changed, the factors became smaller, and the
+# interval for coded residuals stayed wide. So it was not the neighbours. The cells read clips of 96 pixels, most of
+# whose cost is the price of opening a file, and on which the residuals that the file holds cost about what all pictures
+# do; the benchmark of the first section, on larger films and with routes that take turns, finds them ahead.
 
 # %%
 display(Markdown(reporting.shortfalls(ledgers) or NOTHING))
