@@ -104,7 +104,7 @@ class ApproximateTokens:
             generator: source of random draws, one seeded with ``seed`` if absent.
 
         Raises:
-            ValueError: for more landmarks than tokens (Orthoformer takes all tokens then), or an ``index`` that does not fit.
+            ValueError: for more landmarks than tokens (Orthoformer takes all then), or an ``index`` that does not fit.
         """
         generator = torch.Generator().manual_seed(self.seed) if generator is None else generator
         if index is not None:

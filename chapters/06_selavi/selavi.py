@@ -1404,7 +1404,8 @@ _ = figures.recorded_arms(
 #
 # **"Clusters do not come for free"** is not what this world says, and it is worth seeing why. $k$-means on a network
 # that was trained with *other* labels finds the classes better than labelling from scratch, and between $k$-means on
-# features learned by contrast and labelling from scratch five worlds do not decide. Both rivals know something that the paper's do not. Other labels are
+# features learned by contrast and labelling from scratch five worlds do not decide.
+# Both rivals know something that the paper's do not. Other labels are
 # dealt from the same shapes, motions and timbres, so that whoever learned them has learned to look past the place. And
 # the contrast was trained on the very videos that are to be labelled, where nothing private to one stream survives it;
 # the paper's rivals were all trained on other collections. Clusters come free, then, from features that have already
