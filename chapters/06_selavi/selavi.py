@@ -738,33 +738,14 @@ class OnePass:
 
 
 # %% tags=["define"]
-class Clustering:
-    """The other half of the alternation: before scheduled steps, label the whole collection."""
+class Passes:
+    """Passes of this process's share of the items through a network, each time under augmentations of its own."""
 
-    PASSES = 1_000_000  # epochs from here on are passes of rounds, so that their windows are not those of training
+    FIRST = 1_000_000  # epochs from here on are passes of rounds, so that their windows are not those of training
 
-    def __init__(self, arm: Arm, config: SelaviConfig, items: Items, seed: int, run: training.World) -> None:
-        self.arm, self.config, self.items, self.seed, self.run = arm, config, items, seed, run
+    def __init__(self, items: Items, config: SelaviConfig, seed: int, run: training.World) -> None:
+        self.items, self.config, self.seed, self.run = items, config, seed, run
         self.augment = Augment(config)
-        settings = {"rounds": config.rounds + 1, "power": config.power, "beyond": config.beyond}
-        self.due = clustering.clustering_rounds(config.steps, **settings)
-        self.history: list[dict[str, float]] = []
-
-    def __call__(self, net: SelfLabeller, step: int) -> None:
-        """Label every item anew, in every head."""
-        generator, before = training.step_generator(self.seed, step, micro=1), net.labels.clone()
-        if step == 0 and self.config.norm_warmup:
-            self.warm_up(net, generator)
-        facts: dict[str, list[float]] = {}
-        groups = clustering.head_groups(self.config.heads, self.config.groups, generator=generator)
-        for number, group in enumerate(groups):
-            epoch = self.PASSES + step * len(groups) + number
-            with evaluation.evaluating(net), torch.no_grad():
-                tables = self.pass_over(net, epoch, generator)
-                for head in group:
-                    for name, value in self.label(net, head, tables, first=step == 0).items():
-                        facts.setdefault(name, []).append(value)
-        self.note(net, step, before, {name: float(np.mean(values)) for name, values in facts.items()})
 
     def warm_up(self, net: SelfLabeller, generator: torch.Generator) -> None:
         """Statistics of batch norm from a few training batches, before labels are made with them."""
@@ -773,67 +754,113 @@ class Clustering:
         count = self.config.norm_warmup
         clustering.warmup_batchnorm(net, on_device, lambda batch: net(*self.augment(batch, generator)), count=count)
 
-    def batches(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """This process's share of the items, on its device."""
-        once = OnePass(len(self.items), 256, epoch, self.run.rank, self.run.world_size)
+    def batches(self, number: int) -> Iterator[dict[str, Tensor]]:
+        """This process's share, on its device."""
+        once = OnePass(len(self.items), 256, self.FIRST + number, self.run.rank, self.run.world_size)
         loader = avdata.make_loader(self.items, once, workers=self.config.workers)
         return (training.to_device(batch, self.run.device) for batch in loader)
 
-    def pass_over(self, net: SelfLabeller, epoch: int, generator: torch.Generator) -> list[Tensor]:
-        """Features of this process's items for each set of heads, under fresh augmentations."""
-        found = [net.features(*self.augment(batch, generator)) for batch in self.batches(epoch)]
+    def features(self, net: SelfLabeller, number: int, generator: torch.Generator) -> list[Tensor]:
+        """Features ``(N / processes, D)`` for each set of heads."""
+        found = [net.features(*self.augment(batch, generator)) for batch in self.batches(number)]
         return [torch.cat(part) for part in zip(*found, strict=True)]
+
+
+# %% [markdown]
+# Two networks with weights of their own number their outputs by chance. Which output of sound belongs to which output
+# of sight is read from how often they go together; it is settled once, in the first round, by exchanging rows of the
+# last layer of sound.
+
+
+# %% tags=["define"]
+def alignment(logits: list[Tensor], run: training.World) -> tuple[dict[str, float], Tensor]:
+    """How well two streams agree before and after the best exchange of outputs, and that exchange."""
+    sight, sound = (each.softmax(1) for each in logits)
+    found = clustering.align_modalities(clustering.alignment_costs(sight, sound, collectives=run.collectives))
+    after = sound[:, found.permutation]
+    same = [(sight.argmax(1) == each.argmax(1)).double().mean() for each in (sound, after)]
+    facts = {"same_before": float(same[0]), "same_after": float(same[1])}
+    return facts | {"cost_kept": found.cost / found.cost_before}, found.permutation
+
+
+# %% [markdown]
+# Labels of one head: log-probabilities of the streams are averaged, sizes go to clusters in the order of what these
+# claim, and the transport of equation 2 decides. `argmax` is the ablation that lets every item choose for itself.
+
+
+# %% tags=["define"]
+def assigned_labels(
+    log_p: list[Tensor], sizes: Tensor, arm: Arm, config: SelaviConfig, run: training.World
+) -> tuple[Tensor, clustering.Arrangement, dict[str, float]]:
+    """Labels of this process's items, the sizes as they were handed out, and what the solver says of its work."""
+    shared, scores = run.collectives, clustering.fuse_log_probs(log_p)
+    mass = clustering.cluster_mass(log_p, collectives=shared)
+    arranged = clustering.arrange_sizes(sizes, mass, reading=config.reading)
+    if arm.assign != "transport":
+        return scores.argmax(1), arranged, {}
+    how = {"sharpness": config.sharpness, "tolerance": config.tolerance, "on_collapse": "sharpen"}
+    solved = clustering.sinkhorn(scores, arranged.marginal, collectives=shared, **how)
+    return solved.labels, arranged, {"turns": solved.iterations, "cost": solved.cost}
+
+
+# %% tags=["define"]
+def store_labels(net: SelfLabeller, head: int, mine: Tensor, run: training.World) -> None:
+    """Write this process's labels into the table of all; zeros elsewhere, so that a sum gathers them."""
+    table = torch.zeros(len(net.labels), dtype=torch.float64, device=mine.device)
+    table[run.rank :: run.world_size] = mine.double()
+    net.labels[:, head] = run.collectives.sum(table).long()
+
+
+# %% [markdown]
+# A round puts them together.
+
+
+# %% tags=["define"]
+class Clustering:
+    """The other half of the alternation: before scheduled steps, label the whole collection."""
+
+    def __init__(self, arm: Arm, config: SelaviConfig, items: Items, seed: int, run: training.World) -> None:
+        self.arm, self.config, self.seed, self.run = arm, config, seed, run
+        self.passes = Passes(items, config, seed, run)
+        settings = {"rounds": config.rounds + 1, "power": config.power, "beyond": config.beyond}
+        self.due = clustering.clustering_rounds(config.steps, **settings)
+        self.history: list[dict[str, float]] = []
+
+    def __call__(self, net: SelfLabeller, step: int) -> None:
+        """Label every item anew, in every head."""
+        generator, before = training.step_generator(self.seed, step, micro=1), net.labels.clone()
+        if step == 0 and self.config.norm_warmup:
+            self.passes.warm_up(net, generator)
+        facts: list[dict[str, float]] = []
+        groups = clustering.head_groups(self.config.heads, self.config.groups, generator=generator)
+        for number, group in enumerate(groups):
+            with evaluation.evaluating(net), torch.no_grad():
+                tables = self.passes.features(net, step * len(groups) + number, generator)
+                facts += [self.label(net, head, tables, first=step == 0) for head in group]
+        self.history.append({"step": float(step), **pd.DataFrame(facts).mean(), **self.agreement(net, step, before)})
 
     def label(self, net: SelfLabeller, head: int, tables: list[Tensor], *, first: bool) -> dict[str, float]:
         """Label the items in one head; what is worth knowing about it."""
-        shared, facts = self.run.collectives, {}
+        facts: dict[str, float] = {}
         logits = [heads.head(head)(table).double() for heads, table in zip(net.heads, tables, strict=True)]
         if first and len(logits) == 2:
-            facts, order = self.alignment(logits)
+            facts, order = alignment(logits, self.run)
             if self.arm.align:
                 clustering.permute_outputs_(net.heads[1].head(head).out, order)
                 logits[1] = logits[1][:, order]
         log_p = [each.log_softmax(1) for each in logits]
-        scores = clustering.fuse_log_probs(log_p)
-        arranged = clustering.arrange_sizes(
-            net.sizes[head], clustering.cluster_mass(log_p, collectives=shared), reading=self.config.reading
-        )
+        mine, arranged, solved = assigned_labels(log_p, net.sizes[head], self.arm, self.config, self.run)
         net.sizes[head] = arranged.sizes
-        if self.arm.assign == "transport":
-            how = {"sharpness": self.config.sharpness, "tolerance": self.config.tolerance, "on_collapse": "sharpen"}
-            solved = clustering.sinkhorn(scores, arranged.marginal, collectives=shared, **how)
-            mine, facts["turns"], facts["cost"] = solved.labels, solved.iterations, solved.cost
-        else:
-            mine = scores.argmax(1)
-        self.store(net, head, mine)
-        share = torch.bincount(net.labels[:, head], minlength=scores.shape[1]) / len(net.labels)
-        facts["spread"] = clustering.effective_number(share) / scores.shape[1]
-        facts["size_error"] = float((share - arranged.marginal).abs().max())
-        return facts
+        store_labels(net, head, mine, self.run)
+        share = torch.bincount(net.labels[:, head], minlength=len(arranged.marginal)) / len(net.labels)
+        facts["spread"] = clustering.effective_number(share) / len(share)
+        return facts | solved | {"size_error": float((share - arranged.marginal).abs().max())}
 
-    def alignment(self, logits: list[Tensor]) -> tuple[dict[str, float], Tensor]:
-        """How well two streams agree before and after the best exchange of outputs, and that exchange."""
-        sight, sound = (each.softmax(1) for each in logits)
-        found = clustering.align_modalities(clustering.alignment_costs(sight, sound, collectives=self.run.collectives))
-        after = sound[:, found.permutation]
-        same = [(sight.argmax(1) == each.argmax(1)).double().mean() for each in (sound, after)]
-        facts = {"same_before": float(same[0]), "same_after": float(same[1])}
-        return facts | {"cost_kept": found.cost / found.cost_before}, found.permutation
-
-    def store(self, net: SelfLabeller, head: int, mine: Tensor) -> None:
-        """Write this process's labels into the table of all; zeros elsewhere, so that a sum gathers them."""
-        table = torch.zeros(len(net.labels), dtype=torch.float64, device=mine.device)
-        table[self.run.rank :: self.run.world_size] = mine.double()
-        net.labels[:, head] = self.run.collectives.sum(table).long()
-
-    def note(self, net: SelfLabeller, step: int, before: Tensor, facts: dict[str, float]) -> None:
-        """Add a line to the history: agreement with the truth, where there is one, and with the round before."""
-        found, kind = net.labels.cpu().numpy(), self.items.asked
-        line = {"step": float(step), **facts}
-        if kind is not None:
-            line["nmi"] = evaluation.clustering_scores(found[:, 0], self.items.truth[kind]).nmi
-        line["kept"] = evaluation.clustering_scores(found[:, 0], before[:, 0].cpu().numpy()).nmi if step else math.nan
-        self.history.append(line)
+    def agreement(self, net: SelfLabeller, step: int, before: Tensor) -> dict[str, float]:
+        """Agreement of head 0 with the truth, where there is one, and with the round before."""
+        found, items = net.labels[:, 0].cpu().numpy(), self.passes.items
+        told = {} if items.asked is None else {"nmi": nmi(found, items.truth[items.asked])}
+        return told | {"kept": nmi(found, before[:, 0].cpu().numpy()) if step else math.nan}
 
 
 # %% [markdown]
@@ -877,6 +904,10 @@ def fit_config(config: SelaviConfig, seed: int) -> training.FitConfig:
 
 
 # %% tags=["define"]
+AFTERWARDS = ("shrinks",)  # parameters of what is asked of trained networks: a run that was cut off goes on with others
+
+
+# %% tags=["define"]
 def self_label(
     arm: Arm, config: SelaviConfig, collection: Collection, seed: int, run: training.World, **fit_options: object
 ) -> tuple[SelfLabeller, training.FitResult, pd.DataFrame]:
@@ -890,7 +921,7 @@ def self_label(
         objective(rounds, config),
         fit_config(config, seed),
         world=run,
-        context={**vars(config), "method": arm.method, "assign": arm.assign, "align": arm.align},
+        context=training.run_context(config, without=AFTERWARDS, method=arm.method, assign=arm.assign, align=arm.align),
         **fit_options,
     )
     return model.eval(), result, pd.DataFrame(rounds.history)
@@ -1205,7 +1236,7 @@ def folder(name: str) -> Path | None:
 for name in config.arms.split(","):
     arm_config = replace(config, **dict(ARMS[name].changes))
     drawn = "nmi" if asked else "spread"
-    with training.LiveCurve(drawn, label=f"{drawn} of the labels of {name}") as curve:
+    with training.LiveCurve(drawn, label=f"{drawn.replace('nmi', 'NMI')} of the labels of {name}") as curve:
         extra = {} if ARMS[name].method in ("kmeans", "labels") else {"on_log": curve, "run_dir": folder(name)}
         made[name] = run_arm(name, arm_config, collection, config.seed, run, **extra)
     results[name] = score(made[name].labels, collection) | facts_of(made[name], collection)

@@ -222,9 +222,8 @@ def test_each_process_writes_its_share_of_the_labels(selavi: ModuleType, tiny: A
     model = selavi.build_model(tiny, "splice", len(collection.train), 4, 0)
     total = torch.zeros(len(collection.train), dtype=torch.int64)
     for rank in (0, 1):
-        rounds = selavi.Clustering(selavi.Arm(), tiny, collection.train, 0, _HalfWorld(rank))
         mine = torch.arange(rank, len(collection.train), 2)
-        rounds.store(model, 0, mine % 4)
+        selavi.store_labels(model, 0, mine % 4, _HalfWorld(rank))
         total += model.labels[:, 0]
     assert torch.equal(total, torch.arange(len(collection.train)) % 4)
 
