@@ -105,12 +105,20 @@ def _plain(value: Any, name: str) -> Any:
     )
 
 
+def shared_trainings(request: CellRequest) -> Path:
+    """Where cells of one state of the code and one kind of device keep trainings that several of them need."""
+    return Path(request.output).parent / "trained" / f"{request.code_hash[:16]}-{request.device.split(':')[0]}"
+
+
 def run_request(request: CellRequest) -> CellRecord:
     """Run one cell in this process and return its record."""
     module = load_definitions(request.script)
     if code_hash(request.script).sha256 != request.code_hash:
         raise RuntimeError("the code was edited after this recording began; start it again to record the new code")
     config = chapter_config(module, request.values, request.device)
+    os.environ["AVSSL_SHARED_DIR"] = str(  # read by avssl_core.training.shared_run; not every chapter needs torch
+        shared_trainings(request)
+    )
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -1,7 +1,7 @@
 """Training: the step loop, schedules, optimisers, checkpoints, many processes, logs."""
 
 from avssl_core.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from avssl_core.training.config import FREE_TO_CHANGE, FitConfig, run_context
+from avssl_core.training.config import FREE_TO_CHANGE, FitConfig, Scalar, run_context
 from avssl_core.training.diagnosis import NonFiniteError
 from avssl_core.training.distributed import TorchCollectives, World, join
 from avssl_core.training.ema import Ema, momentum_update
@@ -14,6 +14,7 @@ from avssl_core.training.pretrain import AVBatch, prepare_windows, window_loader
 from avssl_core.training.result import FitResult
 from avssl_core.training.rng import step_generator
 from avssl_core.training.schedules import learning_rate
+from avssl_core.training.sharing import shared_run
 from avssl_core.training.steps import to_device
 from avssl_core.training.throughput import in_memory_speed
 
@@ -28,6 +29,7 @@ __all__ = [
     "LiveCurve",
     "NonFiniteError",
     "Preempted",
+    "Scalar",
     "TorchCollectives",
     "World",
     "build_optimiser",
@@ -43,6 +45,7 @@ __all__ = [
     "run_context",
     "save_checkpoint",
     "scale_lr",
+    "shared_run",
     "step_generator",
     "to_device",
     "window_loader",

@@ -534,6 +534,21 @@ def fit_config(config: ExtremalChapterConfig, steps: int, seed: int) -> training
 
 
 # %% tags=["define"]
+# Parameters of masks and maps, on which no network's training depends: a run that was cut off may go on with others,
+# and the cells of one seed share a network.
+AFTERWARDS = (
+    "pairs", "areas", "variant", "perturbation", "iterations", "area_weight", "area_schedule", "area_rise", "area_on",
+    "mask_step", "mask_sigma", "kernel", "sharpness", "max_sigma", "levels", "padding", "tolerance", "rise_masks",
+    "channel_iterations", "inversion_steps", "max_evaluations",
+)  # fmt: skip
+
+
+def context_of(config: ExtremalChapterConfig, trained: str) -> dict[str, training.Scalar]:
+    """What decides a training of this chapter: ``trained`` says of which network."""
+    return training.run_context(config, without=AFTERWARDS, trained=trained)
+
+
+# %% tags=["define"]
 def train_small(
     config: ExtremalChapterConfig, corpus: avdata.Corpus, seed: int, run: training.World, **options: object
 ) -> tuple[nn.Module, training.FitResult]:
@@ -548,7 +563,7 @@ def train_small(
         scores = model(augmented(batch["frames"][:, 0, 0], config, generator))
         return F.binary_cross_entropy_with_logits(scores.float(), wanted[batch["row"]]), {}
 
-    context = training.run_context(config, trained="small")
+    context = context_of(config, "small")
     fitted = training.fit(
         model, loader.batches, step, fit_config(config, config.steps, seed), world=run, context=context, **options
     )
@@ -1315,7 +1330,7 @@ def train_listener(
         sight, sound = model(clips, log_mel.to(clips.device)(batch["waveform"][:, 0]))
         return losses.symmetric_info_nce(sight, sound, temperature=0.1, collectives=run.collectives), {}
 
-    context = training.run_context(config, trained="listener")
+    context = context_of(config, "listener")
     fitted = training.fit(
         model, loader.batches, step, fit_config(config, config.sound_steps, seed), world=run, context=context, **options
     )
@@ -1710,7 +1725,8 @@ def trained_and_asked(
 ) -> tuple[nn.Module, Asked, int, float]:
     """The playground's network of a seed, its questions, the number of classes, and how often it is right."""
     questions = open_questions(config, seed)
-    model, _ = train_small(config, questions.learnt, seed, run)
+    with training.shared_run(context_of(config, "small")) as shared:
+        model, _ = train_small(config, questions.learnt, seed, run, run_dir=shared)
     right = right_answers(model, questions.held_out, config)
     return model, questions.groups[0].to(run.device), len(questions.classes), right
 

@@ -343,6 +343,21 @@ def test_a_cell_repeats_itself(
     assert chapter.run_cell(arm, 3, tiny) == cells[arm]  # a function of (arm, seed, configuration)
 
 
+def test_cells_of_a_seed_share_one_network_and_say_the_same(
+    chapter: ModuleType,
+    tiny: object,
+    cells: dict[str, dict[str, object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AVSSL_SHARED_DIR", str(tmp_path))
+    for arm in ("ep-pixels", "ep-paper-kernel", "channels"):  # these override parameters of masks, as all arms do
+        assert chapter.run_cell(arm, 3, tiny) == cells[arm]
+    assert len(list(tmp_path.iterdir())) == 1
+    chapter.run_cell("channels", 4, tiny)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_claimed_metrics_are_what_cells_return(cells: dict[str, dict[str, object]]) -> None:
     for claim in load_claim_sheet(CHAPTER / "claims.yaml").claims:
         sides = [claim.better, claim.worse, *([claim.control.better, claim.control.worse] if claim.control else [])]
