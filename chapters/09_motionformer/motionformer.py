@@ -867,14 +867,24 @@ class Frames(Dataset):
 
 
 # %% tags=["define"]
-def image_network(
-    arm: Arm, config: MotionformerConfig, videos: Videos, seed: int, run: training.World
-) -> tuple[encoders.VideoTransformer, training.FitResult]:
-    """An image transformer as deep as an arm's network, trained on single frames of the videos to learn from."""
-    config = replace(
+AFTERWARDS = ("followed", "cost_dim", "cost_side", "views", "crops")  # parameters of what is asked of a trained network
+
+
+# %% tags=["define"]
+def image_config(arm: Arm, config: MotionformerConfig) -> MotionformerConfig:
+    """The parameters of an image transformer as deep as an arm's network."""
+    return replace(
         config, num_frames=1, tubelet=1, depth=depth_of(arm, config), position="separate", pool="mean",
         batch=2 * config.batch, steps=config.image_steps, warmup_steps=config.image_steps // 10,
     )  # fmt: skip
+
+
+# %% tags=["define"]
+def image_network(
+    arm: Arm, config: MotionformerConfig, videos: Videos, seed: int, run: training.World
+) -> tuple[encoders.VideoTransformer, training.FitResult]:
+    """An image transformer trained on single frames of the videos to learn from; arms of one depth share it."""
+    config = image_config(arm, config)
     if config.data == "playground":
         windows = avdata.WindowDataset(videos.corpora[0], window_spec(config), seed=seed, cache=videos.caches[0])
         classes = {"place": PLACES, "shape": videos.classes["shape"]}
@@ -882,7 +892,9 @@ def image_network(
     else:
         frames = open_videos(config, seed)
     image = build_model(Arm("joint"), config, frames.classes, seed)
-    return image, fit_network(image, config, frames, seed, run)
+    context = training.run_context(config, without=AFTERWARDS, trained="image", drawn_by=seed)
+    with training.shared_run(context) as shared:
+        return image, fit_network(image, config, frames, seed, run, context=context, run_dir=shared)
 
 
 @torch.no_grad()
@@ -913,9 +925,6 @@ def start(
 
 
 # %% tags=["define"]
-AFTERWARDS = ("followed", "cost_dim", "cost_side", "views", "crops")  # parameters of what is asked of a trained network
-
-
 def train(
     arm: Arm, config: MotionformerConfig, videos: Videos, seed: int, run: training.World, **fit_options: object
 ) -> tuple[encoders.VideoTransformer, training.FitResult]:

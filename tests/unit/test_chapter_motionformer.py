@@ -255,6 +255,19 @@ def test_a_cell_runs_and_repeats_itself(chapter: ModuleType, tiny: object, arm: 
         assert ("direction_partner" in first) == (arm != "one-frame") and ("shape_bag" in first) == (arm == "one-frame")
 
 
+def test_arms_of_one_depth_start_from_the_same_pictures(
+    chapter: ModuleType, tiny: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(tiny, image_steps=2)
+    alone = {arm: chapter.run_cell(arm, 3, config) for arm in ("joint", "trajectory", "joint-squares")}
+    monkeypatch.setenv("AVSSL_SHARED_DIR", str(tmp_path))
+    for arm in ("joint", "trajectory"):
+        assert chapter.run_cell(arm, 3, config) == alone[arm]
+    assert len(list(tmp_path.iterdir())) == 1
+    assert chapter.run_cell("joint-squares", 3, config) == alone["joint-squares"]  # sees frames at another rate
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_claimed_metrics_are_what_cells_return(chapter: ModuleType, tiny: object) -> None:
     sheet = load_claim_sheet(CHAPTER / "claims.yaml")
     returned = {arm: set(chapter.run_cell(arm, 3, tiny)) for arm in ("trajectory", "joint", "one-frame", "untrained")}
