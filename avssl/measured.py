@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avssl.measured_sections import BENCHMARKS, Benchmark, Row, Section
+from avssl.measured_rows import Benchmark, Row, Section
+from avssl.measured_sections import BENCHMARKS
 
 PAGE = """\
 # What was measured

@@ -12,7 +12,8 @@ import yaml
 
 from avssl import measured
 from avssl.measured import conditions
-from avssl.measured_sections import BENCHMARKS, ratio
+from avssl.measured_rows import ratio
+from avssl.measured_sections import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
