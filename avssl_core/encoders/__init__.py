@@ -15,7 +15,8 @@ from avssl_core.encoders.checkpoints import (
 from avssl_core.encoders.factorised import FactorisedVideoNet
 from avssl_core.encoders.heads import ProjectionHead
 from avssl_core.encoders.imr_heads import COVIAR_WEIGHTS, CTPHead, LateFusion, PMSPHead
-from avssl_core.encoders.imrnet import LATERAL_DEPTHS, IMRNet, Lateral, LateralGate, StreamMaps
+from avssl_core.encoders.imrnet import LATERAL_DEPTHS, IMRNet, StreamMaps
+from avssl_core.encoders.lateral_gates import Lateral, LateralGate
 from avssl_core.encoders.layers import NormKind, kaiming_fan_out_, make_norm, seeded_init
 from avssl_core.encoders.macs import count_macs
 from avssl_core.encoders.motionformer_checkpoints import (

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -37,11 +36,12 @@ from av.stream import Discard
 from torch import Tensor
 
 from avssl_core.media.compressed_clip import CompressedClip, GopSpec
+from avssl_core.media.compressed_group import GroupPart, group_motion, read_group
 from avssl_core.media.compressed_pictures import Decoders
 from avssl_core.media.convert import Converter, unscaled_rgb
 from avssl_core.media.errors import DecodeError, NoVideoError, StructureError, WindowError
 from avssl_core.media.gops import Gop, Structure, find_structure
-from avssl_core.media.motion_vectors import Blocks, accumulate, block_motion, dense_motion, displaced, intra_map
+from avssl_core.media.motion_vectors import block_motion, intra_map
 from avssl_core.media.sound import SoundTrack
 from avssl_core.media.source import Source, describe, open_container, raw_mpeg4
 from avssl_core.media.tracks import Track, stamp
@@ -153,10 +153,7 @@ class CompressedReader:
         self._require(first, spec)
         groups = [self._gop(first + number) for number in range(spec.gops)]
         packets, times = self._group_packets(groups, spec.last)
-        read = self._pixel if spec.residual == "pixel" else self._alone
-        if spec.residual is None and self.structure.coded_obstacle is not None:
-            read = self._vectors_of_all
-        parts = [read(group, spec) for group in packets]
+        parts = [read_group(self._decoders, self.structure, group, spec) for group in packets]
         frames = [self._decoders.intra(group[0]) for group in packets]
         return self._assembled(groups, times, frames, parts, spec)
 
@@ -241,52 +238,6 @@ class CompressedReader:
         header = b"" if self._kept is None else bytes(self._kept[0])
         return Decoders(self._stream, self.structure, header, self._name)
 
-    def _alone(self, packets: list[Any], spec: GopSpec) -> _Part:
-        """Vectors, and coded residuals, of a group's P pictures, each from its own packet."""
-        height, width = self.structure.height, self.structure.width
-        blocks: list[Blocks] = [_NO_BLOCKS] * (spec.last + 1)
-        planes = np.zeros((3, len(spec.positions), height, width), np.int8) if spec.residual else None
-        kept = {position: number for number, position in enumerate(spec.positions)}
-        for position in range(1, spec.last + 1):
-            packet, wanted = packets[position], position in kept or spec.every_motion or spec.motion == "accumulated"
-            if packet is None or not wanted:
-                continue
-            if planes is not None and position in kept:
-                picture = self._decoders.coded(packet)
-                blocks[position] = picture.blocks
-                for channel, plane in enumerate(picture.planes):
-                    planes[channel, kept[position]] = plane if channel == 0 else _doubled(plane, height, width)
-            elif spec.motion is not None or spec.every_motion:
-                blocks[position] = self._decoders.vectors(packet)
-        return _Part(blocks, [packet is None for packet in packets], planes, None)
-
-    def _vectors_of_all(self, packets: list[Any], spec: GopSpec) -> _Part:
-        """Vectors of a group whose pictures do not decode alone: all are decoded up to the last one wanted."""
-        missing = [packet is None for packet in packets]
-        if spec.motion is None and not spec.every_motion:
-            return _Part([_NO_BLOCKS] * (spec.last + 1), missing, None, None)
-        return _Part([blocks for _, blocks in self._decoders.all_of(packets)], missing, None, None)
-
-    def _pixel(self, packets: list[Any], spec: GopSpec) -> _Part:
-        """Vectors and pixel residuals of a group, from all of its pictures up to the last one wanted."""
-        decoded = self._decoders.all_of(packets)
-        blocks = [found for _, found in decoded]
-        height, width = self.structure.height, self.structure.width
-        step = dense_motion(block_motion(blocks, height, width), height, width, rule="coviar")
-        accumulated = accumulate(step[:, 1:]) if spec.motion == "accumulated" else None
-        references = [0 if accumulated is not None else position - 1 for position in spec.positions]
-        needed = sorted({*references, *spec.positions})
-        pictures = dict(zip(needed, self._planar([decoded[n][0] for n in needed]), strict=True))
-        residual = np.empty((3, len(spec.positions), height, width), np.int16)
-        for number, (position, reference) in enumerate(zip(spec.positions, references, strict=True)):
-            vectors = step[:, position] if accumulated is None else accumulated[:, position - 1]
-            residual[:, number] = pictures[position] - displaced(pictures[reference], vectors)
-        return _Part(blocks, [packet is None for packet in packets], residual, accumulated)
-
-    def _planar(self, frames: list[av.VideoFrame]) -> npt.NDArray[np.int16]:
-        """Frames as RGB ``(N, 3, H, W)``, int16 so that differences fit."""
-        return unscaled_rgb(frames).astype(np.int16)
-
     # -- putting together ----------------------------------------------------------------------------------------------
 
     def _assembled(
@@ -294,7 +245,7 @@ class CompressedReader:
         groups: list[Gop],
         times: list[list[float]],
         frames: list[av.VideoFrame],
-        parts: list[_Part],
+        parts: list[GroupPart],
         spec: GopSpec,
     ) -> CompressedClip:
         height, width = self.structure.height, self.structure.width
@@ -306,7 +257,7 @@ class CompressedReader:
         residual = np.concatenate([p.residual for p in parts if p.residual is not None], 1) if spec.residual else None
         return CompressedClip(
             iframes=_rgb(self._name, frames, None),
-            motion=_tensor(self._motion(parts, kept, spec)),
+            motion=_tensor(group_motion(parts, self.structure, spec)),
             residual=_tensor(residual),
             intra=_tensor(intra),
             every_motion=_tensor(block_motion(every, height, width) if every is not None else None),
@@ -318,21 +269,6 @@ class CompressedReader:
             waveform=self._sound(groups[0].start_s, spec),
             structure=self.structure,
         )
-
-    def _motion(self, parts: list[_Part], kept: list[Blocks], spec: GopSpec) -> npt.NDArray[np.float32] | None:
-        height, width = self.structure.height, self.structure.width
-        if spec.motion is None:
-            return None
-        if spec.motion != "accumulated":
-            cells = block_motion(kept, height, width)
-            return dense_motion(cells, height, width, rule=spec.motion) if spec.dense else cells
-        chosen = [position - 1 for position in spec.positions]
-        paths = [part.accumulated for part in parts]
-        for number, part in enumerate(parts):
-            if paths[number] is None:
-                step = dense_motion(block_motion(part.blocks, height, width), height, width, rule="coviar")
-                paths[number] = accumulate(step[:, 1:])
-        return np.concatenate([path[:, chosen] for path in paths if path is not None], 1)
 
     def _sound(self, start_s: float, spec: GopSpec) -> Tensor | None:
         """The sound of the clip's seconds, on the pictures' clock."""
@@ -351,19 +287,6 @@ class CompressedReader:
         return torch.from_numpy(data)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What was read of one group: blocks and absence of each picture, residuals of the kept ones."""
-
-    blocks: list[Blocks]
-    missing: list[bool]
-    residual: npt.NDArray[np.int8 | np.int16] | None
-    accumulated: npt.NDArray[np.float32] | None
-
-
-_NO_BLOCKS: Blocks = np.empty((0, 7), np.int32)
-
-
 def _runs(gops: list[Gop], structure: Structure) -> list[list[Gop]]:
     """Groups that follow each other in the file: one seek each."""
     order = {gop.stamp: number for number, gop in enumerate(structure.gops)}
@@ -379,11 +302,6 @@ def _runs(gops: list[Gop], structure: Structure) -> list[list[Gop]]:
 def _rgb(name: str, frames: list[av.VideoFrame], size: int | tuple[int, int] | None) -> Tensor:
     pixels = unscaled_rgb(frames) if size is None else Converter(name).to_rgb(frames, size=size)  # (T, 3, H, W)
     return torch.from_numpy(np.ascontiguousarray(pixels.swapaxes(0, 1)))
-
-
-def _doubled(plane: npt.NDArray[np.int8], height: int, width: int) -> npt.NDArray[np.int8]:
-    """A colour plane at the size of the luma plane, by repetition."""
-    return plane.repeat(2, axis=0)[:height].repeat(2, axis=1)[:, :width]
 
 
 def _tensor(values: npt.NDArray[Any] | None) -> Tensor | None:
