@@ -4,7 +4,8 @@ Every edit of a definition that ``run_cell`` reaches makes its cells stale, also
 file that no cell reads. Where hours of cells would be run again for the same figures, this command carries them over.
 It checks out the commit that recorded them, makes sure that the code there is the code of the cells, runs a few short
 cells by that code and by today's, on the CPU, and asks for figures that are equal to the last bit. Equality is evidence
-and not proof: the ledger lists each such edit under ``kept``, with its reason and with what was compared.
+and not proof: the ledger lists each such edit under ``kept``, with its reason and with what was compared. Parameters
+that a chapter has gained since may be kept likewise, at their defaults; a changed value never is.
 
 Both codes start without a cache, so that neither reads what the other has decoded. What they do share is a corpus of
 real videos with whatever index lies in its folder.
@@ -96,7 +97,9 @@ def keep_chapter(
     with sole_recording(plan.cells_dir):
         ledger = _ledger(plan)
         chosen = _arms(ledger, arms)
-        old_code = _sole_stale_code(plan, ledger)
+        added = _added_parameters(plan, ledger)
+        old_code = _sole_stale_code(plan, ledger, added)
+        _require_known(values, added)
         with both_trees(plan, ledger, old_code) as (old, new):
             changed = new.code.changed_from(old.code)
             _say(
@@ -106,7 +109,7 @@ def keep_chapter(
             report = _compare(old, new, _requests(plan, ledger, chosen, seed, values), cell_timeout_s, console)
         if report.ok:
             checked = [KeptCheck(arm=c.arm, seed=seed, overrides=values, metrics=[*c.metrics]) for c in report.compared]
-            _keep(plan, ledger, _edit(ledger, old, new, reason.strip(), changed, checked))
+            _keep(plan, ledger, _edit(ledger, old, new, reason.strip(), changed, checked, added))
     _print_end(console, plan, ledger, report)
     return report
 
@@ -139,17 +142,37 @@ def _arms(ledger: Ledger, given: Iterable[str]) -> tuple[str, ...]:
     return chosen
 
 
-def _sole_stale_code(plan: Plan, ledger: Ledger) -> str:
-    """The hash of the one old code that made all cells of a ledger by today's configuration."""
-    cells = len(ledger.cells)
-    other = sum(cell.config_hash != plan.config_hash for cell in ledger.cells)
-    if other:
+def _added_parameters(plan: Plan, ledger: Ledger) -> dict[str, Any]:
+    """Parameters that the chapter has gained since, at their defaults; all others must be those of the cells."""
+    recorded, today = ledger.config, json.loads(json.dumps(dict(plan.config), default=str))
+    other = sum(cell.config_hash not in (plan.config_hash, config_hash(recorded)) for cell in ledger.cells)
+    added = {name: today[name] for name in today.keys() - recorded.keys() - plan.values.keys()}
+    same = {name: value for name, value in today.items() if name not in added}
+    if other or _without_device(recorded) != _without_device(same):
+        count = other or len(ledger.cells)
         raise UsageError(
-            f"{plan.ledger}: {other} of {cells} cells have another configuration ({_changed_values(plan, ledger)}). "
-            "Only edits of the code can be kept: restore the configuration, or record again."
+            f"{plan.ledger}: {count} of {len(ledger.cells)} cells have another configuration "
+            f"({_changed_values(plan, ledger)}). Only edits of the code, and new parameters at their defaults, can be "
+            "kept: restore the configuration, or record again."
         )
+    return dict(sorted(added.items()))
+
+
+def _without_device(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != "device"}
+
+
+def _require_known(values: Mapping[str, Any], added: Mapping[str, Any]) -> None:
+    """The old code takes no parameter that it does not have."""
+    if new := sorted(values.keys() & added.keys()):
+        raise UsageError(f"-p {new[0]}={values[new[0]]}: the code of the cells has no such parameter; leave it out.")
+
+
+def _sole_stale_code(plan: Plan, ledger: Ledger, added: Mapping[str, Any]) -> str:
+    """The hash of the one old code that made all cells of a ledger."""
+    cells = len(ledger.cells)
     codes = sorted({cell.code_hash for cell in ledger.cells})
-    if codes == [plan.code.sha256]:
+    if codes == [plan.code.sha256] and not added:
         raise UsageError(f"{plan.ledger}: all {cells} cells are those of today's code; there is nothing to keep.")
     if len(codes) > 1:
         found = ", ".join(code[:12] for code in codes)
@@ -238,8 +261,16 @@ def _numbers(value: Any) -> Iterator[float]:
         yield value
 
 
-def _edit(ledger: Ledger, old: Tree, new: Tree, reason: str, changed: list[str], checked: list[KeptCheck]) -> KeptEdit:
-    return {
+def _edit(
+    ledger: Ledger,
+    old: Tree,
+    new: Tree,
+    reason: str,
+    changed: list[str],
+    checked: list[KeptCheck],
+    added: dict[str, Any],
+) -> KeptEdit:
+    edit: KeptEdit = {
         "from": old.code.sha256,
         "to": new.code.sha256,
         "commit": str(ledger.commit),
@@ -248,13 +279,15 @@ def _edit(ledger: Ledger, old: Tree, new: Tree, reason: str, changed: list[str],
         "checked": checked,
         "note": KEPT_NOTE,
     }
+    return {**edit, "added": added} if added else edit
 
 
 def _keep(plan: Plan, ledger: Ledger, edit: KeptEdit) -> None:
-    """Give the cells today's hash and say so; the cache stays as it is, since only a ledger can say so."""
-    cells = tuple(replace(cell, code_hash=edit["to"]) for cell in ledger.cells)
+    """Give the cells today's hashes and say so; the cache stays as it is, since only a ledger can say so."""
+    cells = tuple(replace(c, code_hash=edit["to"], config_hash=plan.config_hash) for c in ledger.cells)
     remember_code(plan)
-    replace(ledger, cells=cells, kept=(*ledger.kept, edit)).write(plan.ledger)
+    config = {**ledger.config, **edit.get("added", {})}
+    replace(ledger, cells=cells, config=config, kept=(*ledger.kept, edit)).write(plan.ledger)
 
 
 def _print_end(console: Console, plan: Plan, ledger: Ledger, report: Report) -> None:

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from avssl_core.reporting.verdicts import NOT_RECORDED
 
@@ -37,7 +37,8 @@ class KeptCheck(TypedDict):
 
 
 # An edit of the code across which the cells were kept: ``commit`` holds the code that hashes to ``from``, and the
-# definitions ``changed`` lie between it and ``to``. Written as a call because ``from`` is a keyword.
+# definitions ``changed`` lie between it and ``to``; ``added`` are parameters that the chapter gained, with defaults.
+# Written as a call because ``from`` is a keyword.
 KeptEdit = TypedDict(
     "KeptEdit",
     {
@@ -48,6 +49,7 @@ KeptEdit = TypedDict(
         "changed": list[str],
         "checked": list[KeptCheck],
         "note": str,
+        "added": NotRequired[dict[str, Any]],
     },
 )
 
@@ -243,7 +245,7 @@ def _without_seed(entry: Mapping[str, Any], end: str) -> dict[str, str]:
 
 
 def _kept(entry: Mapping[str, Any]) -> KeptEdit:
-    if set(entry) != KeptEdit.__required_keys__:
+    if not KeptEdit.__required_keys__ <= set(entry) <= KeptEdit.__required_keys__ | KeptEdit.__optional_keys__:
         raise KeyError(f"an edit in 'kept' has {', '.join(sorted(KeptEdit.__required_keys__))}, got {sorted(entry)}")
     return cast(KeptEdit, entry)
 

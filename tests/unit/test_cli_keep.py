@@ -175,6 +175,47 @@ def test_a_neutral_edit_is_kept_and_nothing_is_stale(toy: Toy, temporary: Path) 
     assert "2 cells done (kept across 1 edit of the code), nothing missing" in line and "other code" not in line
 
 
+GAINED = ("    rate: float = 0.5\n", "    rate: float = 0.5\n    slope: float = 0.0\n")
+
+
+def test_a_parameter_gained_is_kept_at_its_default(toy: Toy, temporary: Path) -> None:
+    toy.edit(*GAINED)
+    toy.edit("steps: int = 3", "slope: float = 0.0\nsteps: int = 3")  # the cell of parameters
+    toy.edit("0.001 * config.steps", "0.001 * config.steps + config.slope * seed")
+    with pytest.raises(UsageError, match=r"-p slope=0\.5: the code of the cells has no such parameter"):
+        toy.keep(overrides=["slope=0.5"])
+    report, _ = toy.keep(overrides=["steps=7"])
+    assert report.ok
+    ledger = Ledger.read(toy.ledger)
+    assert ledger.kept[-1]["added"] == {"slope": 0.0} and ledger.config["slope"] == 0.0
+    assert "2 cells done (kept across 1 edit of the code), nothing missing" in toy.record(dry_run=True)
+    toy.commit()
+    toy.edit()  # and once more, now that the ledger knows the parameter
+    assert toy.keep(overrides=["steps=7"])[0].ok and "added" not in Ledger.read(toy.ledger).kept[-1]
+    assert toy.ran()[-1]["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("record", "edits", "told"),
+    [
+        ("steps: 2\nslope: 0.1\n", [GAINED], r"2 of 2 cells .* \(slope: 'absent', today 0.1\)"),
+        ("steps: 2\n", [("    rate: float = 0.5\n", "    rate: float = 0.4\n")], r"2 of 2 .* \(rate: 0.5, today 0.4\)"),
+        ("steps: 2\n", [GAINED, ("    steps: int = 1\n", "    steps: int = 1\n    rise: int = 1\n"),
+                        ("    rate: float = 0.5\n", "")], r"rate: 0.5, today 'absent'"),
+    ],
+)  # fmt: skip
+def test_a_value_that_changed_is_not_kept_beside_a_gained_parameter(
+    toy: Toy, record: str, edits: list[tuple[str, str]], told: str
+) -> None:
+    for old, new in edits:
+        toy.edit(old, new)
+    (toy.folder / "record.yaml").write_text(record)
+    before = toy.ledger.read_bytes()
+    with pytest.raises(UsageError, match=told):
+        toy.keep()
+    assert toy.ledger.read_bytes() == before and toy.ran()[2:] == []
+
+
 def test_both_codes_run_the_same_short_cell_with_caches_of_their_own(toy: Toy, temporary: Path) -> None:
     toy.edit()
     toy.keep(overrides=["steps=7"], seed=3)
