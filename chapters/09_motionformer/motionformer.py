@@ -105,6 +105,7 @@ flip: float = 0.0  # share of mirrored clips; mirrored, right becomes left, so n
 jitter: float = 0.2  # of brightness, contrast, saturation
 rand_augment: str = ""  # "magnitude,number,deviation" of RandAugment; "": none
 pixel_std: float = 0.25  # pixels are shifted by 0.5 and divided by this; the paper: 0.5
+subtract: str = "grey"  # by what they are shifted: middle "grey", or the mean "picture" of the videos to learn from
 tubelet: int = 2  # frames of a cube; 1: squares
 patch: int = 8  # side of a cube, pixels; the paper: 16
 dim: int = 48  # channels of a token; the paper: 768
@@ -168,6 +169,7 @@ class MotionformerConfig:
     jitter: float = 0.2
     rand_augment: str = ""
     pixel_std: float = 0.25
+    subtract: str = "grey"
     tubelet: int = 2
     patch: int = 8
     dim: int = 48
@@ -282,6 +284,17 @@ class Videos:
     corpora: tuple[avdata.Corpus, avdata.Corpus]
     caches: tuple[avdata.DecodedCache | None, avdata.DecodedCache | None]
     classes: Mapping[str, tuple[str, ...]]
+    picture: Tensor | None = None  # subtracted from network inputs, ``(3, 1, crop, crop)`` in their units
+
+
+# %% tags=["define"]
+def with_picture(videos: Videos, config: MotionformerConfig) -> Videos:
+    """The same videos with the mean picture of some hundreds of those to learn from, where it is to be subtracted."""
+    if config.subtract == "grey":
+        return videos
+    rows = range(0, len(videos.train), max(1, len(videos.train) // 300))
+    mean = torch.stack([videos.train[0, row]["frames"][0].float().mean(0) for row in rows]).mean(0)  # (3, H, W)
+    return replace(videos, picture=((mean / 255 - 0.5) / config.pixel_std)[:, None])
 
 
 # %% tags=["define"]
@@ -383,14 +396,14 @@ def open_videos(config: MotionformerConfig, seed: int) -> Videos:
         avdata.DecodedCache.build(part, window_spec(config), progress=False) if config.cache else None for part in parts
     )
     if corpus.timed is not None and set(WORDS) <= set(corpus.timed["kind"]):
-        return word_videos(config, parts, caches)
+        return with_picture(word_videos(config, parts, caches), config)
     columns = label_columns(corpus, config)
     classes = {name.removeprefix("label_"): tuple(sorted(corpus.index[name].unique())) for name in columns}
     codes = [{n: [c.index(x) for x in part.index[f"label_{n}"]] for n, c in classes.items()} for part in parts]
     train = avdata.WindowDataset(parts[0], window_spec(config), seed=seed, cache=caches[0])
     tested = window_spec(config, config.views, square=config.crops == 1)  # three crops need the whole width
     test = avdata.UniformDataset(parts[1], tested, cache=caches[1])
-    return Videos(Labelled(train, codes[0]), Labelled(test, codes[1]), parts, caches, classes)
+    return with_picture(Videos(Labelled(train, codes[0]), Labelled(test, codes[1]), parts, caches, classes), config)
 
 
 # %% tags=["define"]
@@ -754,14 +767,19 @@ pd.Series(costs, name="M multiply-accumulates a clip").div(1e6).round(1).to_fram
 # a flip, colours, and RandAugment; the same for all frames of a clip. A flip mirrors a crossing: right becomes left.
 # Something-Something has such pairs of classes too ("moving left to right"), and there the release turns flips off,
 # which the text does not say.
+#
+# `subtract` is for a still camera. A patch is embedded by one linear map, and where a random crop moves the picture by
+# as much as a patch is wide, what the map says changes more by that than by anything that moves: on GRID's lips no
+# network below left guessing until pictures lay still and their mean was subtracted. A convolutional network does
+# not mind. The paper's networks have ImageNet to learn it from.
 
 
 # %% tags=["define"]
 class Augment:
     """Clips to network inputs, for learning: everything random comes from the generator it is handed."""
 
-    def __init__(self, config: MotionformerConfig) -> None:
-        drawn = config.numbers("rand_augment")
+    def __init__(self, config: MotionformerConfig, picture: Tensor | None = None) -> None:
+        self.picture, drawn = picture, config.numbers("rand_augment")
         self.rand = transforms.RandAugment(drawn[0], int(drawn[1]), drawn[2]) if drawn else None
         self.crop = transforms.ClipAugment(
             config.crop, scale=config.numbers("scale_jitter") or None, flip=config.flip, jitter=config.jitter,
@@ -770,26 +788,28 @@ class Augment:
 
     def __call__(self, clip: Tensor, generator: torch.Generator) -> Tensor:
         """uint8 ``(B, 3, T, H, W)`` to float ``(B, 3, T, crop, crop)``."""
-        return self.crop(clip if self.rand is None else self.rand(clip, generator), generator)
+        x = self.crop(clip if self.rand is None else self.rand(clip, generator), generator)
+        return x if self.picture is None else x - self.picture.to(x.device)
 
 
 # %% tags=["define"]
-def eval_crops(config: MotionformerConfig) -> list[transforms.ClipEval]:
-    """The crops of a test: the middle one, or three along the longer side."""
+def eval_crops(config: MotionformerConfig, picture: Tensor | None = None) -> list[Callable[[Tensor], Tensor]]:
+    """The crops of a test: the middle one, or three along the longer side; the mean ``picture`` has only one."""
     scale = 1.0 if config.scale_jitter else config.decode_size / config.crop  # the crop's own size, as in the release
     places = (0.5,) if config.crops == 1 else (0.0, 0.5, 1.0)
-    return [transforms.ClipEval(config.crop, scale=scale, position=p, mean=0.5, std=config.pixel_std) for p in places]
+    crops = [transforms.ClipEval(config.crop, scale=scale, position=p, mean=0.5, std=config.pixel_std) for p in places]
+    return crops if picture is None else [lambda clips: crops[0](clips) - picture.to(clips.device)]
 
 
 # %% tags=["define"]
-def training_step(config: MotionformerConfig, classes: Mapping[str, Sequence[str]]):
+def training_step(config: MotionformerConfig, videos: Videos):
     """Cross-entropy of every question, label smoothing included, over the clips that it is asked of."""
-    augment = Augment(config)
+    augment = Augment(config, videos.picture)
 
     def step(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator):
         clip = clips_of(batch["frames"], batch["start_s"], config)[:, 0]
         said, found, right = model(augment(clip, generator)), [], {}
-        for name in classes:
+        for name in videos.classes:
             label = batch[f"asked_{name}"]
             count = (label >= 0).sum().clamp(min=1)
             total = F.cross_entropy(
@@ -822,7 +842,7 @@ def fit_network(
     return training.fit(
         model,
         avdata.make_loader(videos.train, order, workers=config.workers).batches,
-        training_step(config, videos.classes),
+        training_step(config, videos),
         fit_config(config, seed),
         world=run,
         find_unused_parameters=config.pool == "class",
@@ -969,10 +989,10 @@ def tampers(config: MotionformerConfig) -> dict[str, Tamper]:
 
 # %% tags=["define"]
 def scores_and_labels(
-    model: nn.Module, dataset: Dataset, config: MotionformerConfig, run: training.World, tamper: Tamper
+    model: nn.Module, videos: Videos, config: MotionformerConfig, run: training.World, tamper: Tamper
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Mean probabilities over the views of every clip, its classes by question, and its row of the corpus."""
-    loader = avdata.make_loader(dataset, 32 if config.crops == 1 else 1, workers=config.workers)  # widths differ
+    """Mean probabilities over the views of every held-out clip, its classes by question, and its row of the corpus."""
+    loader = avdata.make_loader(videos.test, 32 if config.crops == 1 else 1, workers=config.workers)  # widths differ
     asked: list[dict[str, Tensor]] = []
     generator = transforms.generator_for(config.seed, 17)
 
@@ -980,7 +1000,8 @@ def scores_and_labels(
         asked.append({name: value.cpu() for name, value in batch.items() if name == "row" or name.startswith("asked_")})
         return tamper(clips_of(batch["frames"], batch["start_s"], config), generator)
 
-    scores = evaluation.multi_view_scores(model, loader, clips=clips, crops=eval_crops(config), device=run.device)
+    crops = eval_crops(config, videos.picture)
+    scores = evaluation.multi_view_scores(model, loader, clips=clips, crops=crops, device=run.device)
     gathered = {name: torch.cat([part[name] for part in asked]) for name in asked[0]}
     return scores, {name: gathered[f"asked_{name}"] for name in scores}, gathered["row"]
 
@@ -995,7 +1016,7 @@ def accuracies(model: nn.Module, videos: Videos, config: MotionformerConfig, run
     """Accuracy of every question, as the clips are and tampered with; of words, also the mean."""
     metrics: dict[str, float] = {}
     for suffix, tamper in tampers(config).items() if config.num_frames > 1 else [("", tampers(config)[""])]:
-        scores, labels, rows = scores_and_labels(model, videos.test, config, run, tamper)
+        scores, labels, rows = scores_and_labels(model, videos, config, run, tamper)
         if config.data == "playground":
             metrics |= of_worlds(scores, labels, videos.corpora[1].index.iloc[rows.numpy()], videos.classes, suffix)
             continue
@@ -1045,7 +1066,7 @@ def bag_of_frames(
     spec = window_spec(config, round(config.seconds * config.fps))
     every = avdata.UniformDataset(videos.corpora[1], spec, cache=videos.caches[1])
     dataset = Labelled(every, videos.test.codes)
-    scores, labels, rows = scores_and_labels(model, dataset, config, run, tampers(config)[""])
+    scores, labels, rows = scores_and_labels(model, replace(videos, test=dataset), config, run, tampers(config)[""])
     found = of_worlds(scores, labels, videos.corpora[1].index.iloc[rows.numpy()], videos.classes, "")
     return {f"{name}_bag": found[name] for name in videos.classes}
 
@@ -1211,7 +1232,8 @@ def still_clips(videos: Videos, part: int, rows: Sequence[int], config: Motionfo
     """Some clips of a part as network inputs, whole and in the middle crop, and where their targets are."""
     dataset = avdata.UniformDataset(videos.corpora[part], window_spec(config), cache=videos.caches[part])
     frames = torch.stack([dataset[row]["frames"][0] for row in rows])  # (V, T, 3, H, W)
-    return eval_crops(config)[0](frames.transpose(1, 2)), target_track(videos.corpora[part], rows, config)
+    clips = eval_crops(config, videos.picture)[0](frames.transpose(1, 2))
+    return clips, target_track(videos.corpora[part], rows, config)
 
 
 # %% tags=["define"]
@@ -1316,7 +1338,8 @@ def tubes(
         own = attention_of(model, clip.to(run.device))[block][0, head, token].cpu()
         maps[name] = own.unflatten(1, (config.side, config.side))
     path = track.centre[0].where(track.seen[0, :, None], torch.nan)
-    pictures = (255 * (clip[0] * config.pixel_std + 0.5)).clamp(0, 255).byte()[:, config.tubelet // 2 :: config.tubelet]
+    whole = clip[0] if videos.picture is None else clip[0] + videos.picture
+    pictures = (255 * (whole * config.pixel_std + 0.5)).clamp(0, 255).byte()[:, config.tubelet // 2 :: config.tubelet]
     figures.attention_tubes(pictures.transpose(0, 1), maps, query=(query, row, column), path=path)
 
 
@@ -1705,7 +1728,7 @@ display(Markdown(reporting.shortfalls(ledgers) or NOTHING))
 # %%
 if config.data not in ("playground", "grid"):
     for name, model in models.items():
-        scores, labels, _ = scores_and_labels(model, videos.test, config, run, tampers(config)[""])
+        scores, labels, _ = scores_and_labels(model, videos, config, run, tampers(config)[""])
         print(
             f"{name}: all {len(scores)} right in {100 * evaluation.joint_accuracy(scores, labels):.1f} % of the clips"
         )
@@ -1720,6 +1743,7 @@ CHOICES = {
     "schedule": ("cosine", "constant", "multistep"),
     "precision": ("float32", "bf16"),
     "crops": (1, 3),
+    "subtract": ("grey", "picture"),
     "device": ("auto", "cpu", "cuda"),
 }
 POSITIVE = ("clips", "num_frames", "fps", "decode_size", "crop", "patch", "tubelet", "dim", "depth", "heads", "batch")
@@ -1748,6 +1772,12 @@ def check_sizes(config: MotionformerConfig) -> None:
             raise ValueError(f"{part}={getattr(config, part)} does not divide {whole}={getattr(config, whole)}")
     if config.crop > config.decode_size:
         raise ValueError(f"crop={config.crop} does not fit into decode_size={config.decode_size}")
+    moved = config.crop != config.decode_size or config.crops > 1 or config.scale_jitter or config.rand_augment
+    if config.subtract == "picture" and (moved or config.flip):
+        raise ValueError(
+            f"subtract='picture' takes pictures that all lie alike: crop={config.crop} must be decode_size="
+            f"{config.decode_size}, crops and flip 1 and 0, scale_jitter and rand_augment empty"
+        )
     if config.schedule == "multistep" and not config.milestones:
         raise ValueError("schedule='multistep' needs milestones, the steps at which the rate falls")
     if config.init and not Path(config.init).is_file():
@@ -1805,7 +1835,7 @@ def observed_shapes(config: MotionformerConfig, videos: Videos) -> dict[str, str
     batch = next(avdata.make_loader(videos.train, avdata.SeededOrder(len(videos.train), 2, seed=0)).batches())
     clip = clips_of(batch["frames"], batch["start_s"], config)[:, 0]
     shapes = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-    shapes["network input"] = Augment(config)(clip, torch.Generator().manual_seed(0))
+    shapes["network input"] = Augment(config, videos.picture)(clip, torch.Generator().manual_seed(0))
     return {name: f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for name, value in shapes.items()}
 
 

@@ -7,10 +7,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 from avssl_core import data as avdata
 from avssl_core import encoders, training
@@ -103,6 +105,40 @@ def test_without_a_pretrained_start_layers_speak_as_loudly_as_a_wide_networks(ch
     narrow = chapter.build_model(chapter.ARMS["trajectory"], chapter.make_config(dim=48), {"a": range(3)}, 0)
     assert float(narrow.blocks[0].attention.qkv.weight.detach().std()) == pytest.approx(0.02 * 4, rel=0.05)
     assert float(narrow.positions.time.detach().std()) == pytest.approx(1.0, rel=0.2)
+
+
+def test_the_mean_picture_is_subtracted_in_training_and_in_tests(chapter: ModuleType, tiny: object) -> None:
+    config = replace(tiny, decode_size=tiny.crop, jitter=0.0, flip=0.0, subtract="picture")
+    videos, grey = chapter.open_videos(config, 0), chapter.open_videos(replace(config, subtract="grey"), 0)
+    assert grey.picture is None and videos.picture.shape == (3, 1, config.crop, config.crop)
+    frames = torch.stack([videos.train[0, row]["frames"][0] for row in range(len(videos.train))]).transpose(1, 2)
+    learnt = chapter.Augment(config, videos.picture)(frames, torch.Generator().manual_seed(0))
+    tested = chapter.eval_crops(config, videos.picture)[0](frames)
+    torch.testing.assert_close(learnt, tested)
+    torch.testing.assert_close(tested, chapter.eval_crops(config)[0](frames) - videos.picture)
+    assert float(tested.mean((0, 2)).abs().max()) < 1e-4  # few clips, so the mean is over all of them
+    assert abs(mean_input(chapter, videos, config)) < 0.3 * abs(mean_input(chapter, grey, config))
+
+
+def mean_input(chapter: ModuleType, videos: Any, config: Any) -> float:
+    """Mean of what a network is shown of held-out clips."""
+    shown: list[Tensor] = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            shown.append(x)
+            return {name: torch.zeros(len(x), len(found)) for name, found in videos.classes.items()}
+
+    chapter.accuracies(Spy(), videos, config, training.World.single("cpu"))
+    return float(torch.cat(shown).mean())
+
+
+@pytest.mark.parametrize("changes", [{"decode_size": 40}, {"flip": 0.5}, {"crops": 3}, {"rand_augment": "9,2,0.5"}])
+def test_pictures_that_move_have_no_mean_picture(chapter: ModuleType, changes: dict[str, object]) -> None:
+    alike = {"subtract": "picture", "decode_size": 32, "crop": 32}
+    chapter.check_values(chapter.make_config(**alike))
+    with pytest.raises(ValueError, match="subtract='picture' takes pictures that all lie alike"):
+        chapter.check_values(chapter.make_config(**{**alike, **changes}))
 
 
 def test_the_values_of_stage_two_start_as_the_identity(chapter: ModuleType, tiny: object) -> None:
