@@ -116,9 +116,8 @@ def run_request(request: CellRequest) -> CellRecord:
     if code_hash(request.script).sha256 != request.code_hash:
         raise RuntimeError("the code was edited after this recording began; start it again to record the new code")
     config = chapter_config(module, request.values, request.device)
-    os.environ["AVSSL_SHARED_DIR"] = str(  # read by avssl_core.training.shared_run; not every chapter needs torch
-        shared_trainings(request)
-    )
+    # for avssl_core.training.shared_run, whose own name for it would import torch, which not every chapter needs
+    os.environ["AVSSL_SHARED_DIR"] = str(shared_trainings(request))
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

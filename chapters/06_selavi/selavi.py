@@ -1534,11 +1534,11 @@ _ = figures.recorded_arms(ledgers, "nmi_sight", label="NMI of labels from lips a
 # Look first at `lips alone`: an NMI of .02 is what labels dealt at random reach with so many windows (adjusted for
 # chance it is zero; held-out sentences are fewer, so that their chance is higher: compare arms, not the two figures).
 # Labels that share a network with sound do not teach lips anything either, so splicing and concatenation sort by the
-# same thing, what is heard, and cannot differ by much; a seed moves either by more. The lips are not at fault: trained
-# with the words, the same network reads them from sight alone, at .53 to .77. What is missing is a first labelling in
-# which lips have a say. It comes from random networks, where sound tells words a little and lips not at all, and every
-# round after it asks lips to predict what sound has said. They do not get there in the steps we allow; whether they
-# would in the paper's two hundred epochs, we have not tried.
+# same thing, what is heard, and cannot differ by much; a seed moves either by more. The lips are not at fault:
+# trained with the words, the same encoders read them from sight alone, at .53 to .77. Our guess: what is missing is a
+# labelling in which lips have a say. It comes from random networks, where sound tells words a little and lips not at
+# all, and every round after it asks lips to predict what sound has said. They do not get there in the steps we allow;
+# whether they would in the paper's two hundred epochs, we have not tried.
 #
 # *k*-means on contrastive features stands level, but look at its spread: .04 to .46 over seeds that redraw weights and
 # order alone. Contrast may keep whatever tells one window from another, and which of it clusters follow is left to
