@@ -771,8 +771,8 @@ pd.Series(costs, name="M multiply-accumulates a clip").div(1e6).round(1).to_fram
 # `subtract` is for a still camera. A patch is embedded by one linear map, and where a random crop moves the picture by
 # as much as a patch is wide, what the map says may change more by that than by anything that moves. In pilots on
 # GRID's lips (a seed that is not recorded; `record.yaml` has them) no network below left guessing until pictures lay
-# still and their mean was subtracted, while a convolutional network did. We guess that the paper's networks, which start from
-# ImageNet, have learned it there.
+# still and their mean was subtracted, while a convolutional network did. We guess that the paper's networks,
+# which start from ImageNet, have learned it there.
 
 
 # %% tags=["define"]
